@@ -1,0 +1,68 @@
+// Adam (Kingma and Ba 2015) and AdamW (Loshchilov and Hutter 2019) over a whole parameter arena,
+// four parameters per invocation:
+//
+//   g = g + weight_decay * w          (without DECOUPLED)
+//   w = w - lr * weight_decay * w     (with DECOUPLED: AdamW)
+//   m = beta_1 * m + (1 - beta_1) * g
+//   v = beta_2 * v + (1 - beta_2) * g^2
+//   w = w - lr * correction_1 * m / (correction_2 * sqrt(v) + epsilon)
+//
+// The host sets the bias corrections of the step, and with them the convention: PyTorch has
+// 1 / (1 - beta_1^t) and 1 / sqrt(1 - beta_2^t); Keras, whose epsilon is not corrected, has
+// sqrt(1 - beta_2^t) / (1 - beta_1^t) and 1. All arenas are [r, 1, len].
+// Reference: reference::optimizer. Host: src/kernels/adam.rs.
+
+struct Params {
+    // Vec4 groups in one replica.
+    groups: u32,
+    replicas: u32,
+    weight_decay: f32,
+    // Workgroups in a row of the grid: big arenas are folded into y.
+    width: u32,
+    beta_1: f32,
+    beta_2: f32,
+    // 1 - beta, rounded once from the exact difference: in f32 it would lose five digits.
+    rest_1: f32,
+    rest_2: f32,
+    epsilon: f32,
+}
+
+struct Step {
+    step: u32, row_start: u32, rows: u32, seed: u32,
+    lr: f32, momentum: f32, correction_1: f32, correction_2: f32,
+    temperature: f32, hard_weight: f32, soft_weight: f32, smoothing: f32,
+    loss_a: f32, loss_b: f32, spare_a: f32, spare_b: f32,
+}
+
+const DECOUPLED: bool = false;
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<uniform> slot: vec4<u32>;
+@group(0) @binding(2) var<storage, read> steps: array<Step>;
+@group(0) @binding(3) var<storage, read> gradient: array<vec4<f32>>;
+@group(0) @binding(4) var<storage, read_write> weight: array<vec4<f32>>;
+@group(0) @binding(5) var<storage, read_write> moment_1: array<vec4<f32>>;
+@group(0) @binding(6) var<storage, read_write> moment_2: array<vec4<f32>>;
+
+@compute @workgroup_size(64)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let i = (group.y * params.width + group.x) * 64u + lane;
+    if i >= params.groups {
+        return;
+    }
+    let at = group.z * params.groups + i;
+    let first = slot.x * params.replicas + group.z;
+    let lr = steps[first].lr;
+    var w = weight[at];
+    var g = gradient[at];
+    if DECOUPLED {
+        w -= lr * params.weight_decay * w;
+    } else {
+        g += params.weight_decay * w;
+    }
+    let m = params.beta_1 * moment_1[at] + params.rest_1 * g;
+    let v = params.beta_2 * moment_2[at] + params.rest_2 * g * g;
+    moment_1[at] = m;
+    moment_2[at] = v;
+    weight[at] = w - lr * steps[first].correction_1 * m / (steps[first].correction_2 * sqrt(v) + params.epsilon);
+}

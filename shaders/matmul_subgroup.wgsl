@@ -1,0 +1,164 @@
+// C[r] = epilogue(op(A[r]) . op(B[r])): the contract of matmul_plain, for subgroups of a known width.
+//
+// One subgroup computes ROW_BLOCKS * LANES rows by LANES * COL_VECS * 4 columns of C. A lane owns COL_VECS vec4
+// columns of the tile and loads B for them only; of A it loads every LANES-th row (four k at once), and the
+// subgroup hands each element round. So no element is loaded twice by a subgroup, which is what counts where
+// a load costs one scalar instruction per lane and component (lavapipe) and workgroup memory is no cheaper.
+// Four k are loaded first and k is innermost: an accumulator is touched once per four k.
+//
+// The subgroup size of the pipeline must be LANES, whatever the dispatch.
+// Reference: reference::matmul. Host: src/kernels/matmul.rs.
+
+struct Params {
+    m: u32, n: u32, k: u32,
+    // Row strides in floats, multiples of 4; what lies between n and the stride is written as zero.
+    a_stride: u32, b_stride: u32, c_stride: u32,
+    // Replica strides in floats, multiples of 4.
+    a_replica: u32, b_replica: u32, c_replica: u32,
+    bias_replica: u32, extra_replica: u32, saved_replica: u32,
+    // Where the dispatch's first row and first column of C lie, for products cut into several dispatches.
+    row_start: u32, col_start: u32,
+    // Split K: floats of K per split, a multiple of 4, and floats between the splits' partial products.
+    k_chunk: u32, c_split: u32,
+}
+
+const LANES: u32 = 8u;
+const ROW_BLOCKS: u32 = 4u;
+const COL_VECS: u32 = 2u;
+const SPLITS: u32 = 1u;
+const TRANSPOSE_A: bool = false;
+const TRANSPOSE_B: bool = false;
+const ACCUMULATE: bool = false;
+const BIAS: bool = false;
+const KEEP: bool = false;
+const ROW_SUMS: bool = false;
+const ACTIVATION: u32 = 0u;
+const MASK: u32 = 0u;
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> a: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> b: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read_write> c: array<vec4<f32>>;
+@group(0) @binding(4) var<storage, read> bias: array<vec4<f32>>;
+@group(0) @binding(5) var<storage, read> saved: array<vec4<f32>>;
+@group(0) @binding(6) var<storage, read_write> extra: array<vec4<f32>>;
+
+// --- epilogue: the same text in every vec4 member of the family, held equal by a test
+
+// tanh is NaN for large arguments on some drivers, and clamp would swallow a NaN: hence both guards.
+fn safe_tanh(x: vec4<f32>) -> vec4<f32> {
+    let is_nan = (bitcast<vec4<u32>>(x) & vec4<u32>(0x7fffffffu)) > vec4<u32>(0x7f800000u);
+    return select(tanh(clamp(x, vec4<f32>(-10.0), vec4<f32>(10.0))), x, is_nan);
+}
+
+fn activate(x: vec4<f32>) -> vec4<f32> {
+    switch ACTIVATION {
+        // Not max(): it would turn a NaN into 0 and hide it.
+        case 1u: { return select(x, vec4<f32>(), x < vec4<f32>()); }
+        case 2u: { return safe_tanh(x); }
+        case 3u: { return 0.5 * x * (1.0 + safe_tanh(0.7978845608 * (x + 0.044715 * x * x * x))); }
+        default: { return x; }
+    }
+}
+
+fn derivative(s: vec4<f32>) -> vec4<f32> {
+    switch MASK {
+        case 1u: { return select(vec4<f32>(), vec4<f32>(1.0), s > vec4<f32>()); }
+        case 2u: { return 1.0 - s * s; }
+        case 3u: {
+            let t = safe_tanh(0.7978845608 * (s + 0.044715 * s * s * s));
+            return 0.5 * (1.0 + t) + 0.5 * s * (1.0 - t * t) * 0.7978845608 * (1.0 + 0.134145 * s * s);
+        }
+        default: { return vec4<f32>(1.0); }
+    }
+}
+
+// Columns col..col+4 of one row of C; `col` is a multiple of 4. The caller has checked row and col.
+fn finish(replica: u32, split: u32, row: u32, col: u32, sum: vec4<f32>) {
+    let at = (row * params.c_stride + col) / 4u;
+    let within = vec4<u32>(col) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(params.n);
+    var x = sum;
+    if ACCUMULATE { x += c[replica * params.c_replica / 4u + at]; }
+    if BIAS && col < params.n { x += bias[(replica * params.bias_replica + col) / 4u]; }
+    if KEEP { extra[replica * params.extra_replica / 4u + at] = select(vec4<f32>(), x, within); }
+    x = activate(x);
+    if MASK != 0u { x *= derivative(saved[replica * params.saved_replica / 4u + at]); }
+    c[(split * params.c_split + replica * params.c_replica) / 4u + at] = select(vec4<f32>(), x, within);
+}
+// --- end of epilogue
+
+@compute @workgroup_size(LANES)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(subgroup_invocation_id) lane: u32) {
+    let replica = group.z / SPLITS;
+    let split = group.z % SPLITS;
+    let row_0 = params.row_start + group.y * (ROW_BLOCKS * LANES);
+    let col_0 = params.col_start + group.x * (LANES * COL_VECS * 4u);
+    let a_stride = params.a_stride / 4u;
+    let b_stride = params.b_stride / 4u;
+    let a_base = replica * params.a_replica / 4u;
+    let b_base = replica * params.b_replica / 4u;
+    let k_start = select(0u, split * params.k_chunk / 4u, SPLITS > 1u);
+    let k_end = select((params.k + 3u) / 4u, min((params.k + 3u) / 4u, k_start + params.k_chunk / 4u), SPLITS > 1u);
+
+    // Rows and columns past the edge are clamped to ones that exist; what comes of them is not stored.
+    var a_at: array<u32, ROW_BLOCKS>;
+    for (var i = 0u; i < ROW_BLOCKS; i++) {
+        if TRANSPOSE_A {
+            a_at[i] = a_base + min((row_0 + i * LANES) / 4u + lane / 4u, a_stride - 1u);
+        } else {
+            a_at[i] = a_base + min(row_0 + i * LANES + lane, params.m - 1u) * a_stride;
+        }
+    }
+    var b_at: array<array<u32, 4>, COL_VECS>;
+    for (var v = 0u; v < COL_VECS; v++) {
+        for (var j = 0u; j < 4u; j++) {
+            let col = col_0 + (v * LANES + lane) * 4u;
+            if TRANSPOSE_B {
+                b_at[v][j] = b_base + min(col + j, params.n - 1u) * b_stride;
+            } else {
+                b_at[v][j] = b_base + min(col / 4u, b_stride - 1u);
+            }
+        }
+    }
+
+    var acc: array<array<array<vec4<f32>, COL_VECS>, LANES>, ROW_BLOCKS>;
+    for (var k = k_start; k < k_end; k++) {
+        var b_k: array<array<vec4<f32>, 4>, COL_VECS>;
+        for (var v = 0u; v < COL_VECS; v++) {
+            if TRANSPOSE_B {
+                let w = mat4x4<f32>(b[b_at[v][0] + k], b[b_at[v][1] + k], b[b_at[v][2] + k], b[b_at[v][3] + k]);
+                let t = transpose(w);
+                for (var j = 0u; j < 4u; j++) { b_k[v][j] = t[j]; }
+            } else {
+                for (var j = 0u; j < 4u; j++) {
+                    b_k[v][j] = b[b_at[v][j] + min(k * 4u + j, params.k - 1u) * b_stride];
+                }
+            }
+        }
+        for (var i = 0u; i < ROW_BLOCKS; i++) {
+            var a_k: vec4<f32>;
+            if TRANSPOSE_A {
+                a_k = a[a_at[i] + min(k * 4u + lane % 4u, params.k - 1u) * a_stride];
+            } else {
+                a_k = a[a_at[i] + k];
+            }
+            for (var r = 0u; r < LANES; r++) {
+                let x = vec4<f32>(subgroupShuffle(a_k.x, r), subgroupShuffle(a_k.y, r), subgroupShuffle(a_k.z, r), subgroupShuffle(a_k.w, r));
+                for (var v = 0u; v < COL_VECS; v++) {
+                    for (var j = 0u; j < 4u; j++) {
+                        acc[i][r][v] = fma(vec4<f32>(x[j]), b_k[v][j], acc[i][r][v]);
+                    }
+                }
+            }
+        }
+    }
+    for (var i = 0u; i < ROW_BLOCKS; i++) {
+        for (var r = 0u; r < LANES; r++) {
+            for (var v = 0u; v < COL_VECS; v++) {
+                let row = row_0 + i * LANES + r;
+                let col = col_0 + (v * LANES + lane) * 4u;
+                if row < params.m && col < params.c_stride { finish(replica, split, row, col, acc[i][r][v]); }
+            }
+        }
+    }
+}

@@ -1,0 +1,50 @@
+// Stochastic gradient descent over a whole parameter arena, four parameters per invocation:
+//
+//   g = g + weight_decay * w          (coupled L2)
+//   m = momentum * m + g
+//   w = w - lr * m, or with NESTEROV  w = w - lr * (g + momentum * m)
+//
+// PyTorch's convention (torch.optim.SGD, dampening 0). All arenas are [r, 1, len].
+// Reference: reference::optimizer. Host: src/kernels/sgd.rs.
+
+struct Params {
+    // Vec4 groups in one replica.
+    groups: u32,
+    replicas: u32,
+    weight_decay: f32,
+    // Workgroups in a row of the grid: big arenas are folded into y.
+    width: u32,
+}
+
+struct Step {
+    step: u32, row_start: u32, rows: u32, seed: u32,
+    lr: f32, momentum: f32, correction_1: f32, correction_2: f32,
+    temperature: f32, hard_weight: f32, soft_weight: f32, smoothing: f32,
+    loss_a: f32, loss_b: f32, spare_a: f32, spare_b: f32,
+}
+
+const NESTEROV: bool = false;
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<uniform> slot: vec4<u32>;
+@group(0) @binding(2) var<storage, read> steps: array<Step>;
+@group(0) @binding(3) var<storage, read> gradient: array<vec4<f32>>;
+@group(0) @binding(4) var<storage, read_write> weight: array<vec4<f32>>;
+@group(0) @binding(5) var<storage, read_write> momentum: array<vec4<f32>>;
+
+@compute @workgroup_size(64)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let i = (group.y * params.width + group.x) * 64u + lane;
+    if i >= params.groups {
+        return;
+    }
+    let at = group.z * params.groups + i;
+    let first = slot.x * params.replicas + group.z;
+    let lr = steps[first].lr;
+    let mu = steps[first].momentum;
+    let w = weight[at];
+    let g = gradient[at] + params.weight_decay * w;
+    let m = mu * momentum[at] + g;
+    momentum[at] = m;
+    weight[at] = w - lr * select(m, g + mu * m, NESTEROV);
+}

@@ -1,0 +1,116 @@
+//! Rows that stay in their file.
+
+use super::*;
+
+fn lazy() -> LoadOptions {
+    LoadOptions { resident_limit: 16, ..Default::default() }
+}
+
+#[test]
+fn lazy_rows_equal_resident_rows() {
+    let rows = 50_usize;
+    let floats: Vec<f32> = (0..rows * 3).map(|i| i as f32 / 7.0).collect();
+    let doubles: Vec<u8> = floats.iter().flat_map(|&v| f64::from(v).to_le_bytes()).collect();
+    let bytes: Vec<u8> = (0..rows * 3).map(|i| i as u8).collect();
+    let labels: Vec<u8> = (0..rows).map(|i| (i % 4) as u8).collect();
+    for x in [
+        npy_bytes(ElementType::F32, &[rows, 3], &f32s(&floats)),
+        npy_bytes(ElementType::F64, &[rows, 3], &doubles),
+        npy_bytes(ElementType::U8, &[rows, 3, 1], &bytes),
+    ] {
+        let folder = folder(&[("x.npy", x), ("y.npy", npy_bytes(ElementType::U8, &[rows], &labels))]);
+        let there = load(folder.path(), &lazy()).unwrap().train;
+        let here = load(folder.path(), &LoadOptions::default()).unwrap().train;
+        assert!(matches!(there.x, Elements::File(_)) && !matches!(here.x, Elements::File(_)));
+        assert_eq!(there.source[0].sha256, None);
+        assert_eq!(there.content_sha256().unwrap(), here.content_sha256().unwrap());
+        assert_eq!((there.x.is_u8(), there.scale, there.bytes()), (here.x.is_u8(), here.scale, here.bytes()));
+        let order = crate::rng::permutation(1, 1, rows as u32);
+        for index in [order.clone(), (0..rows as u32).collect(), vec![7, 8, 9, 9, 10, 3]] {
+            let read = |set: &Dataset| {
+                let mut out = vec![0.0; index.len() * 3];
+                set.read_rows(&index, &mut out).unwrap();
+                out
+            };
+            assert_eq!(read(&there), read(&here));
+            if here.x.is_u8() {
+                let (mut a, mut b) = (vec![0; index.len() * 3], vec![1; index.len() * 3]);
+                there.read_rows_u8(&index, &mut a).unwrap();
+                here.read_rows_u8(&index, &mut b).unwrap();
+                assert_eq!(a, b);
+            }
+        }
+        // A selection of a selection is still a view of the file.
+        let (a, b) = (there.select(&order).select(&[4, 2]), here.select(&order).select(&[4, 2]));
+        assert_eq!(values(&a), values(&b));
+        assert_eq!(a.labels, b.labels);
+        assert_eq!(Normalisation::standardised(&there).unwrap(), Normalisation::standardised(&here).unwrap());
+    }
+}
+
+#[test]
+fn idx_stays_in_its_file_unless_gzipped() {
+    let files = idx_sets::small();
+    let split = load(folder(&files).path(), &lazy()).unwrap();
+    assert!(matches!(split.train.x, Elements::File(_)));
+    assert_eq!(values(&split.train)[11], 255.0);
+    let packed: Vec<_> = files.iter().map(|(name, bytes)| (*name, gz(bytes))).collect();
+    let split = load(folder(&packed).path(), &lazy()).unwrap();
+    assert!(matches!(split.train.x, Elements::U8(_)));
+}
+
+#[test]
+fn lazy_errors() {
+    let y = npy_bytes(ElementType::U8, &[4], &[0, 1, 0, 1]);
+    let x = |bytes: Vec<u8>| folder(&[("x.npy", bytes), ("y.npy", y.clone())]);
+    let short = npy_bytes(ElementType::F32, &[4, 3], &[0; 47]);
+    fails(x(short).path(), &lazy(), &["48 bytes", "47 bytes"]);
+    let forged = npy_bytes(ElementType::F32, &[usize::MAX, 3], &[0; 48]);
+    fails(x(forged).path(), &lazy(), &["2^64"]);
+    let fortran = npy_raw(1, "{'descr': '<f4', 'fortran_order': True, 'shape': (4, 3), }", &[0; 48]);
+    fails(x(fortran).path(), &lazy(), &["C order", "ascontiguousarray"]);
+
+    // What could not be seen at loading is an error at reading.
+    let nan = npy_bytes(ElementType::F32, &[4, 1], &f32s(&[0.0, 1.0, f32::NAN, 2.0]));
+    let folder = x(nan);
+    let set = load(folder.path(), &lazy()).unwrap().train;
+    let mut out = [0.0; 2];
+    set.read_rows(&[0, 1], &mut out).unwrap();
+    let error = set.read_rows(&[1, 2], &mut out).unwrap_err().to_string();
+    assert!(error.contains("row 2, feature 0"), "{error}");
+    std::fs::OpenOptions::new().write(true).open(folder.path().join("x.npy")).unwrap().set_len(130).unwrap();
+    let error = set.read_rows(&[1, 0], &mut out).unwrap_err();
+    assert_eq!(error.exit_code(), 4, "{error}");
+    assert!(error.to_string().contains("row 1, byte 132"), "{error}");
+}
+
+/// Peak resident memory of this process in bytes.
+#[cfg(target_os = "linux")]
+fn peak() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+}
+
+/// 12 GiB of zeros that take no disk: loaded, shuffled and read without becoming resident.
+#[cfg(target_os = "linux")]
+#[test]
+fn twelve_gib_are_read_with_bounded_memory() {
+    let (rows, features) = (3 << 20, 1024);
+    let folder = folder(&[("x.npy", npy::header(ElementType::F32, &[rows, features]))]);
+    let file = std::fs::OpenOptions::new().write(true).open(folder.path().join("x.npy")).unwrap();
+    file.set_len(file.metadata().unwrap().len() + (12 << 30)).unwrap();
+    let before = peak();
+    let options = LoadOptions { require_labels: false, ..Default::default() };
+    let set = load(folder.path(), &options).unwrap().train;
+    assert_eq!((set.rows(), set.bytes()), (rows, 12 << 30));
+    let mut out = vec![1.0; 512 * features];
+    for chunk in crate::rng::permutation(0, 0, rows as u32).chunks(512).take(100) {
+        set.read_rows(chunk, &mut out).unwrap();
+    }
+    let last: Vec<u32> = (rows as u32 - 512..rows as u32).collect();
+    set.read_rows(&last, &mut out).unwrap();
+    assert!(out.iter().all(|&v| v == 0.0));
+    // The order takes 12 bytes a row; other tests run beside this one.
+    assert!(peak() - before < 512 << 20, "{} MiB", (peak() - before) >> 20);
+}

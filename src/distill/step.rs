@@ -1,0 +1,285 @@
+//! One training step as a program: gather, teacher forward, student forward, loss head, backward,
+//! optimiser; recorded once, run many times.
+
+use crate::distill::feed::Feed;
+use crate::error::{Error, Result};
+use crate::gpu::plan::SLOTS;
+use crate::gpu::readback::Flights;
+use crate::gpu::{Gpu, Plan, Program, Tensor};
+use crate::kernels::head::{self, Head};
+use crate::kernels::{adam, metrics, sgd, step};
+use crate::mlp::Mlp;
+use crate::mlp::weights::Weights;
+
+/// The weights of the loss `hard_weight CE + soft_weight T^2 KL`, both means over the batch.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Loss {
+    /// T: both logits are divided by it in the soft term.
+    pub temperature: f64,
+    /// Of the cross-entropy with the labels.
+    pub hard_weight: f64,
+    /// Of the divergence from the teacher.
+    pub soft_weight: f64,
+    /// Label smoothing of the hard term.
+    pub smoothing: f64,
+}
+
+impl Loss {
+    /// The hard loss alone: how a teacher is trained.
+    pub const HARD: Self = Self { temperature: 1.0, hard_weight: 1.0, soft_weight: 0.0, smoothing: 0.0 };
+
+    /// # Errors
+    /// [`Error::Usage`] for a temperature that is not positive, weights that are negative or both
+    /// zero, smoothing outside [0, 1).
+    pub fn check(&self) -> Result<()> {
+        let Self { temperature, hard_weight, soft_weight, smoothing } = *self;
+        if !(temperature > 0.0 && temperature.is_finite()) {
+            return Err(Error::usage("temperature", "a number above 0", temperature.to_string())
+                .with_hint("1 leaves the logits as they are; 2 to 20 is usual"));
+        }
+        for (name, w) in [("hard_weight", hard_weight), ("soft_weight", soft_weight)] {
+            if !(w >= 0.0 && w.is_finite()) {
+                return Err(Error::usage(name, "a number of at least 0", w.to_string()));
+            }
+        }
+        if hard_weight + soft_weight <= 0.0 {
+            return Err(Error::usage("hard_weight and soft_weight", "at least one above 0", "both 0"));
+        }
+        if !(0.0..1.0).contains(&smoothing) {
+            return Err(Error::usage("label smoothing", "at least 0 and below 1", smoothing.to_string()));
+        }
+        Ok(())
+    }
+}
+
+/// How the gradient changes the weights.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Optimizer {
+    /// Stochastic gradient descent, PyTorch's convention.
+    Sgd {
+        /// Decay of the velocity.
+        momentum: f64,
+        /// Look ahead along the velocity.
+        nesterov: bool,
+        /// Coupled L2.
+        weight_decay: f64,
+    },
+    /// Adam or AdamW. Biases are decayed too, as PyTorch and Keras do.
+    Adam(adam::Adam),
+}
+
+impl Optimizer {
+    /// Momentum and the two bias corrections of step `t`, counted from 1.
+    fn scalars(&self, t: u64) -> [f32; 3] {
+        match self {
+            Self::Sgd { momentum, .. } => [*momentum as f32, 1.0, 1.0],
+            Self::Adam(a) => {
+                let t = t as f64;
+                let first = 1.0 - a.beta_1.powf(t);
+                let second = (1.0 - a.beta_2.powf(t)).sqrt();
+                [0.0, (1.0 / first) as f32, (1.0 / second) as f32]
+            }
+        }
+    }
+
+    /// Number of arenas of running moments.
+    fn moments(&self) -> usize {
+        match self {
+            Self::Sgd { .. } => 1,
+            Self::Adam(_) => 2,
+        }
+    }
+}
+
+/// Whom the student learns from.
+pub enum Teacher {
+    /// The labels alone.
+    None,
+    /// A network that runs in every step.
+    Live(Mlp),
+    /// Logits made once for every row of the data set, `[1, n, k]`.
+    Cached(Tensor),
+}
+
+/// The numbers of one step of one replica, already divided by the batch.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Tally {
+    /// Rows in the batch.
+    pub rows: u32,
+    /// Rows with a label.
+    pub labelled: f32,
+    /// Mean cross-entropy over the batch; rows without a label count as 0.
+    pub hard_loss: f32,
+    /// Mean T^2 KL over the batch.
+    pub soft_loss: f32,
+    /// Share of the labelled rows that are right.
+    pub accuracy: f32,
+    /// Share of the rows on which student and teacher agree.
+    pub agreement: f32,
+    /// Rows with a loss or gradient that is not a finite number.
+    pub non_finite: f32,
+    /// Sums of squares of the hard and of the soft part of the logits' gradient.
+    pub gradient_norms: [f32; 2],
+}
+
+/// The step of `r` students side by side.
+pub struct Step {
+    program: Program,
+    tally: Program,
+    ring: Tensor,
+    metrics: Tensor,
+    /// The students' parameters.
+    pub student: Mlp,
+    /// Their gradient after the last step.
+    pub gradient: Mlp,
+    /// The optimiser's running moments.
+    pub moments: Vec<Tensor>,
+    optimizer: Optimizer,
+}
+
+impl Step {
+    /// Records the step for the given students.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] where layers, classes and data do not fit; [`Error::Device`] for memory
+    /// and limits.
+    pub fn record(
+        gpu: &Gpu,
+        feed: &Feed,
+        teacher: &Teacher,
+        students: &[Weights],
+        optimizer: Optimizer,
+        batch: usize,
+    ) -> Result<Self> {
+        let student = Mlp::upload(gpu, "student", students)?;
+        let gradient = Mlp::zeros(gpu, "d_student", students.len(), &student.sizes, student.activation)?;
+        let ring = step::ring(gpu, students.len())?;
+        let mut plan = Plan::new(gpu);
+        let x = feed.record(&mut plan, &ring, batch)?;
+        let teacher = match teacher {
+            Teacher::None => head::Teacher::None,
+            Teacher::Live(mlp) => head::Teacher::Live(mlp.record_forward(&mut plan, &x)?.logits().clone()),
+            Teacher::Cached(logits) => head::Teacher::Cached(logits.clone()),
+        };
+        let forward = student.record_forward(&mut plan, &x)?;
+        let z = forward.logits();
+        let d_z = Tensor::zeros(gpu, "d_logits", z.shape)?;
+        let [replicas, _, k] = z.shape;
+        let stats = Tensor::zeros(gpu, "stats", [replicas, SLOTS as usize * batch, metrics::WIDTH])?;
+        let io = Head {
+            steps: &ring,
+            order: &feed.order,
+            labels: &feed.labels,
+            z,
+            teacher: &teacher,
+            d_z: &d_z,
+            stats: &stats,
+        };
+        head::record(&mut plan, "head", &io, head::lanes_for(k))?;
+        student.record_backward(&mut plan, &x, &forward, &d_z, &gradient)?;
+        let moments = (0..optimizer.moments())
+            .map(|i| Tensor::zeros(gpu, &format!("moment_{}", i + 1), student.whole.shape))
+            .collect::<Result<Vec<_>>>()?;
+        record_update(&mut plan, optimizer, &ring, &gradient.whole, &student.whole, &moments)?;
+
+        let metrics = Tensor::zeros(gpu, "metrics", [replicas, SLOTS as usize, metrics::WIDTH])?;
+        let mut tally = Plan::new(gpu);
+        metrics::record(&mut tally, "metrics", &stats, &metrics)?;
+        Ok(Self {
+            program: plan.finish()?,
+            tally: tally.finish()?,
+            ring,
+            metrics,
+            student,
+            gradient,
+            moments,
+            optimizer,
+        })
+    }
+
+    /// The step's dispatches, for profiles and traces.
+    pub fn program(&self) -> &Program {
+        &self.program
+    }
+
+    /// The scalars of step `t` (from 1) over `rows` rows from `row_start` of the epoch's order.
+    pub fn scalars(&self, t: u64, row_start: usize, rows: usize, lr: f64, loss: &Loss) -> step::Step {
+        let [momentum, correction_1, correction_2] = self.optimizer.scalars(t);
+        step::Step {
+            step: t as u32,
+            row_start: row_start as u32,
+            rows: rows as u32,
+            lr: lr as f32,
+            momentum,
+            correction_1,
+            correction_2,
+            temperature: loss.temperature as f32,
+            hard_weight: loss.hard_weight as f32,
+            soft_weight: loss.soft_weight as f32,
+            smoothing: loss.smoothing as f32,
+            ..step::Step::default()
+        }
+    }
+
+    /// Submits the steps given as `scalars[slot * replicas + replica]` in one submission, followed
+    /// by a copy of their metrics, which arrive later as `what`.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where the device is lost.
+    pub fn submit<T>(
+        &self,
+        gpu: &Gpu,
+        flights: &mut Flights<T>,
+        scalars: &[step::Step],
+        what: T,
+    ) -> Result<()> {
+        step::write(gpu, &self.ring, scalars)?;
+        let steps = (scalars.len() / self.student.whole.shape[0]) as u32;
+        flights.submit(gpu, &[(&self.program, steps), (&self.tally, 1)], Some((what, &self.metrics)))
+    }
+
+    /// Writes the scalars of one step without running it, for traces and profiles.
+    ///
+    /// # Errors
+    /// As [`step::write`].
+    pub fn prepare(&self, gpu: &Gpu, scalars: &[step::Step]) -> Result<()> {
+        step::write(gpu, &self.ring, scalars)
+    }
+
+    /// Reads a metrics copy: the tally of `slot` and `replica`.
+    pub fn tally(&self, raw: &[u32], slot: usize, replica: usize, rows: u32) -> Tally {
+        let at = (replica * SLOTS as usize + slot) * metrics::WIDTH;
+        let [hard, soft, correct, agree, bad, labelled, hard_norm, soft_norm] =
+            std::array::from_fn(|i| f32::from_bits(raw[at + i]));
+        let n = rows as f32;
+        Tally {
+            rows,
+            labelled,
+            hard_loss: hard / n,
+            soft_loss: soft / n,
+            accuracy: correct / labelled.max(1.0),
+            agreement: agree / n,
+            non_finite: bad,
+            gradient_norms: [hard_norm, soft_norm],
+        }
+    }
+}
+
+fn record_update(
+    plan: &mut Plan<'_>,
+    optimizer: Optimizer,
+    ring: &Tensor,
+    gradient: &Tensor,
+    weight: &Tensor,
+    moments: &[Tensor],
+) -> Result<()> {
+    match optimizer {
+        Optimizer::Sgd { nesterov, weight_decay, .. } => {
+            let decay = weight_decay as f32;
+            sgd::record(plan, "sgd", nesterov, decay, ring, gradient, weight, &moments[0])
+        }
+        Optimizer::Adam(a) => {
+            adam::record(plan, "adam", &a, ring, gradient, weight, [&moments[0], &moments[1]])
+        }
+    }
+}

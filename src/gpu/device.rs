@@ -1,0 +1,459 @@
+//! Which adapter to take, what it can do, and how its faults reach the caller as errors.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::error::{Error, Result};
+use crate::gpu::pipeline::PipelineCache;
+use crate::gpu::tensor::Tensor;
+
+/// Features that are taken where the adapter has them; nothing needs them to be right.
+const WELCOME: wgpu::Features =
+    wgpu::Features::SUBGROUP.union(wgpu::Features::TIMESTAMP_QUERY).union(wgpu::Features::SHADER_F16);
+
+/// How a run names its adapter. The command line wins over `WGPU_BACKEND`, `WGPU_ADAPTER_NAME`
+/// and `WGPU_POWER_PREF`; with nothing said, the fastest kind of adapter is taken.
+#[derive(Clone, Debug, Default)]
+pub struct AdapterChoice {
+    /// An index into the list that `limbeck devices` prints, or a part of the adapter's name.
+    pub adapter: Option<String>,
+    /// `vulkan`, `metal` or `dx12`.
+    pub backend: Option<String>,
+    /// Keep naga's bounds checks and loop bounds in the shaders (slow; the tests compare both).
+    pub checked: bool,
+}
+
+/// What an adapter is and can do, as far as limbeck cares.
+#[derive(Clone, Debug, Serialize)]
+pub struct AdapterReport {
+    /// Its place in the list, for `--adapter`.
+    pub index: usize,
+    /// The marketing name.
+    pub name: String,
+    /// `discrete`, `integrated`, `virtual`, `software` or `other`.
+    pub kind: &'static str,
+    /// `vulkan`, `metal` or `dx12`.
+    pub backend: String,
+    /// The driver and its version.
+    pub driver: String,
+    /// PCI vendor id.
+    pub vendor: u32,
+    /// PCI device id.
+    pub device: u32,
+    /// Smallest and largest subgroup (SIMD group, warp, wave) in lanes.
+    pub subgroup: [u32; 2],
+    /// Subgroup operations in shaders.
+    pub subgroups: bool,
+    /// Timestamps around passes.
+    pub timestamps: bool,
+    /// Half-precision arithmetic in shaders.
+    pub f16: bool,
+    /// The largest buffer in bytes.
+    pub max_buffer: u64,
+    /// The largest part of a buffer that a shader can see at once, in bytes.
+    pub max_binding: u64,
+    /// Workgroup memory in bytes.
+    pub workgroup_memory: u32,
+    /// Invocations in a workgroup.
+    pub workgroup_invocations: u32,
+    /// True for the adapter that a run with these options would take.
+    pub chosen: bool,
+}
+
+impl AdapterReport {
+    fn new(index: usize, adapter: &wgpu::Adapter) -> Self {
+        let (info, limits, features) = (adapter.get_info(), adapter.limits(), adapter.features());
+        Self {
+            index,
+            kind: kind_name(info.device_type),
+            backend: info.backend.to_str().to_owned(),
+            driver: format!("{} {}", info.driver, info.driver_info).trim().to_owned(),
+            name: info.name,
+            vendor: info.vendor,
+            device: info.device,
+            subgroup: [info.subgroup_min_size, info.subgroup_max_size],
+            subgroups: features.contains(wgpu::Features::SUBGROUP),
+            timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
+            f16: features.contains(wgpu::Features::SHADER_F16),
+            max_buffer: limits.max_buffer_size,
+            max_binding: limits.max_storage_buffer_binding_size,
+            workgroup_memory: limits.max_compute_workgroup_storage_size,
+            workgroup_invocations: limits.max_compute_invocations_per_workgroup,
+            chosen: false,
+        }
+    }
+
+    /// One line for people: name, kind, backend, driver.
+    pub fn line(&self) -> String {
+        format!("{} ({}, {}, {})", self.name, self.kind, self.backend, self.driver)
+    }
+}
+
+fn kind_name(kind: wgpu::DeviceType) -> &'static str {
+    match kind {
+        wgpu::DeviceType::DiscreteGpu => "discrete",
+        wgpu::DeviceType::IntegratedGpu => "integrated",
+        wgpu::DeviceType::VirtualGpu => "virtual",
+        wgpu::DeviceType::Cpu => "software",
+        wgpu::DeviceType::Other => "other",
+    }
+}
+
+/// Lower is better. wgpu lists adapters as the loader does, where a software one may come first.
+fn rank(kind: &str) -> u32 {
+    let low_power = matches!(wgpu::PowerPreference::from_env(), Some(wgpu::PowerPreference::LowPower));
+    match kind {
+        "discrete" if low_power => 1,
+        "discrete" => 0,
+        "integrated" if low_power => 0,
+        "integrated" => 1,
+        "virtual" => 2,
+        "other" => 3,
+        _ => 4,
+    }
+}
+
+fn backends(choice: &AdapterChoice) -> Result<wgpu::Backends> {
+    let supported = wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12;
+    let Some(name) = &choice.backend else {
+        return Ok(wgpu::Backends::from_env().unwrap_or(supported) & supported);
+    };
+    match name.to_lowercase().as_str() {
+        "vulkan" => Ok(wgpu::Backends::VULKAN),
+        "metal" => Ok(wgpu::Backends::METAL),
+        "dx12" => Ok(wgpu::Backends::DX12),
+        _ => Err(Error::usage("--backend", "vulkan, metal or dx12", format!("`{name}`"))),
+    }
+}
+
+fn enumerate(choice: &AdapterChoice) -> Result<Vec<wgpu::Adapter>> {
+    let mut desc = wgpu::InstanceDescriptor::new_without_display_handle_from_env();
+    desc.backends = backends(choice)?;
+    let instance = wgpu::Instance::new(desc);
+    let mut adapters = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
+    // limbeck cannot do without compute shaders (old OpenGL-class drivers lack them).
+    adapters.retain(|a| a.get_downlevel_capabilities().flags.contains(wgpu::DownlevelFlags::COMPUTE_SHADERS));
+    Ok(adapters)
+}
+
+fn choose(reports: &[AdapterReport], choice: &AdapterChoice) -> Result<usize> {
+    let wanted = choice.adapter.clone().or_else(|| std::env::var("WGPU_ADAPTER_NAME").ok());
+    let listing = || match reports {
+        [] => "no adapter at all".to_owned(),
+        some => some.iter().map(|r| format!("{}: {}", r.index, r.name)).collect::<Vec<_>>().join("; "),
+    };
+    let Some(wanted) = wanted.filter(|w| !w.is_empty()) else {
+        return reports.iter().min_by_key(|r| rank(r.kind)).map(|r| r.index).ok_or_else(|| {
+            Error::NoAdapter {
+                what: format!("the system offers none ({})", Surroundings::look()),
+                hint: Surroundings::look().advice(),
+            }
+        });
+    };
+    let found = match wanted.parse::<usize>() {
+        Ok(index) => reports.iter().find(|r| r.index == index),
+        Err(_) => reports
+            .iter()
+            .filter(|r| r.name.to_lowercase().contains(&wanted.to_lowercase()))
+            .min_by_key(|r| rank(r.kind)),
+    };
+    found.map(|r| r.index).ok_or_else(|| Error::NoAdapter {
+        what: format!("nothing matches `{wanted}`; found {}", listing()),
+        hint: "`limbeck devices` lists the adapters; give --adapter an index or a part of a name".to_owned(),
+    })
+}
+
+/// Every adapter in the order of their index, the one that a run would take marked as chosen.
+///
+/// # Errors
+/// [`Error::Usage`] for an unknown backend. A choice that matches nothing marks none.
+pub fn list(choice: &AdapterChoice) -> Result<Vec<AdapterReport>> {
+    let adapters = enumerate(choice)?;
+    let mut reports: Vec<_> = adapters.iter().enumerate().map(|(i, a)| AdapterReport::new(i, a)).collect();
+    if let Ok(chosen) = choose(&reports, choice) {
+        reports[chosen].chosen = true;
+    }
+    Ok(reports)
+}
+
+/// What the machine has of a Vulkan loader, driver manifests and device rights: the facts behind
+/// a missing adapter.
+#[derive(Clone, Debug, Serialize)]
+pub struct Surroundings {
+    /// The Vulkan loader library, where one was found.
+    pub loader: Option<PathBuf>,
+    /// Driver manifests (ICD files).
+    pub drivers: Vec<PathBuf>,
+    /// Render nodes and whether this user may open them.
+    pub render_nodes: Vec<(PathBuf, bool)>,
+}
+
+impl Surroundings {
+    /// Looks at the usual places of Linux systems; elsewhere nothing is found and nothing is needed.
+    pub fn look() -> Self {
+        let files = |folder: &str| -> Vec<PathBuf> {
+            let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+            let mut paths: Vec<_> = entries.map(|e| e.path()).collect();
+            paths.sort();
+            paths
+        };
+        let loader = [
+            "/usr/lib/x86_64-linux-gnu",
+            "/usr/lib/aarch64-linux-gnu",
+            "/usr/lib64",
+            "/usr/lib",
+            "/usr/local/lib",
+        ]
+        .iter()
+        .map(|dir| Path::new(dir).join("libvulkan.so.1"))
+        .find(|p| p.exists());
+        let named = std::env::var_os("VK_DRIVER_FILES").or(std::env::var_os("VK_ICD_FILENAMES"));
+        let drivers = match named {
+            Some(list) => std::env::split_paths(&list).collect(),
+            None => ["/usr/share/vulkan/icd.d", "/etc/vulkan/icd.d"].iter().flat_map(|d| files(d)).collect(),
+        };
+        let render_nodes = files("/dev/dri")
+            .into_iter()
+            .filter(|p| p.to_string_lossy().contains("renderD"))
+            .map(|p| {
+                let usable = std::fs::OpenOptions::new().read(true).write(true).open(&p).is_ok();
+                (p, usable)
+            })
+            .collect();
+        Self { loader, drivers, render_nodes }
+    }
+
+    fn advice(&self) -> String {
+        if !cfg!(target_os = "linux") {
+            return "update the graphics driver".to_owned();
+        }
+        if let Some((node, _)) = self.render_nodes.iter().find(|(_, usable)| !usable) {
+            return format!(
+                "{} cannot be opened: add this user to the group that owns it (often `render`)",
+                node.display()
+            );
+        }
+        "install a Vulkan driver; the software one runs anywhere: `apt-get install mesa-vulkan-drivers libvulkan1`"
+            .to_owned()
+    }
+}
+
+impl std::fmt::Display for Surroundings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.loader {
+            Some(path) => write!(f, "loader {}", path.display())?,
+            None => write!(f, "no Vulkan loader (libvulkan.so.1)")?,
+        }
+        write!(f, ", {} driver manifest(s)", self.drivers.len())?;
+        for missing in self.drivers.iter().filter(|d| !d.exists()) {
+            write!(f, ", {} does not exist", missing.display())?;
+        }
+        write!(f, ", {} render node(s)", self.render_nodes.len())
+    }
+}
+
+/// The first fault that the device reported by itself, kept until somebody asks.
+#[derive(Clone, Default)]
+struct Faults(Arc<Mutex<Option<(String, String)>>>);
+
+impl Faults {
+    fn put(&self, op: &str, what: String) {
+        let mut slot = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        slot.get_or_insert((op.to_owned(), what));
+    }
+
+    fn get(&self) -> Option<(String, String)> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// An open device with its queue, limits and pipeline cache. Everything else borrows it.
+pub struct Gpu {
+    pub(crate) device: wgpu::Device,
+    pub(crate) queue: wgpu::Queue,
+    pub(crate) limits: wgpu::Limits,
+    pub(crate) pipelines: PipelineCache,
+    /// What was opened.
+    pub report: AdapterReport,
+    /// Whether shaders keep naga's run-time checks.
+    pub checked: bool,
+    faults: Faults,
+    nothing: OnceLock<Tensor>,
+}
+
+impl Gpu {
+    /// Opens the adapter that `choice` names, or the best one.
+    ///
+    /// # Errors
+    /// [`Error::NoAdapter`] where none is usable or none matches; [`Error::Device`] where the
+    /// driver refuses to open it.
+    pub fn open(choice: &AdapterChoice) -> Result<Self> {
+        let adapters = enumerate(choice)?;
+        let mut reports: Vec<_> =
+            adapters.iter().enumerate().map(|(i, a)| AdapterReport::new(i, a)).collect();
+        let index = choose(&reports, choice)?;
+        let adapter = &adapters[index];
+        let mut report = reports.swap_remove(index);
+        report.chosen = true;
+
+        let has = adapter.limits();
+        // A device gets exactly what is asked for: the few limits that matter are raised to the
+        // adapter's own, the rest stay at the lowest common set.
+        let limits = wgpu::Limits {
+            max_buffer_size: has.max_buffer_size,
+            max_storage_buffer_binding_size: has.max_storage_buffer_binding_size,
+            max_storage_buffers_per_shader_stage: has.max_storage_buffers_per_shader_stage.min(16),
+            max_compute_workgroup_storage_size: has.max_compute_workgroup_storage_size,
+            max_compute_invocations_per_workgroup: has.max_compute_invocations_per_workgroup,
+            max_compute_workgroup_size_x: has.max_compute_workgroup_size_x,
+            max_compute_workgroup_size_y: has.max_compute_workgroup_size_y,
+            max_compute_workgroup_size_z: has.max_compute_workgroup_size_z,
+            max_compute_workgroups_per_dimension: has.max_compute_workgroups_per_dimension,
+            min_uniform_buffer_offset_alignment: has.min_uniform_buffer_offset_alignment,
+            min_storage_buffer_offset_alignment: has.min_storage_buffer_offset_alignment,
+            ..wgpu::Limits::downlevel_defaults()
+        };
+        let features = adapter.features() & WELCOME;
+        let (device, queue) = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
+            label: Some("limbeck"),
+            required_features: features,
+            required_limits: limits.clone(),
+            experimental_features: wgpu::ExperimentalFeatures::disabled(),
+            memory_hints: wgpu::MemoryHints::Performance,
+            trace: wgpu::Trace::Off,
+        }))
+        .map_err(|e| Error::device("open device", format!("{}: {e}", report.name)))?;
+
+        let faults = Faults::default();
+        let sink = faults.clone();
+        device.set_device_lost_callback(move |reason, message| {
+            // Dropping our own device also lands here; nobody is left to ask then.
+            sink.put("device lost", format!("{reason:?}: {message}"));
+        });
+        let sink = faults.clone();
+        device.on_uncaptured_error(Arc::new(move |error| sink.put("device", error.to_string())));
+
+        Ok(Self {
+            device,
+            queue,
+            limits,
+            pipelines: PipelineCache::default(),
+            report,
+            checked: choice.checked,
+            faults,
+            nothing: OnceLock::new(),
+        })
+    }
+
+    /// The largest part of a buffer that a shader can see at once, in bytes.
+    pub fn max_binding(&self) -> u64 {
+        self.limits.max_storage_buffer_binding_size
+    }
+
+    /// True where the pipeline can rely on exactly `lanes` lanes to a subgroup.
+    pub fn has_subgroups_of(&self, lanes: u32) -> bool {
+        self.report.subgroups && self.report.subgroup == [lanes, lanes]
+    }
+
+    /// A scrap of memory to bind where a shader's variant declares a tensor but does not touch it.
+    pub(crate) fn nothing(&self) -> Result<Tensor> {
+        if let Some(scrap) = self.nothing.get() {
+            return Ok(scrap.clone());
+        }
+        let scrap = Tensor::zeros(self, "nothing", [1, 1, 4])?;
+        Ok(self.nothing.get_or_init(|| scrap).clone())
+    }
+
+    /// The first fault that the device has reported so far, as an error.
+    ///
+    /// # Errors
+    /// [`Error::Device`], with the device's own words.
+    pub fn check(&self) -> Result<()> {
+        match self.faults.get() {
+            None => Ok(()),
+            Some((op, what)) => Err(Error::device(op, what).with_hint(
+                "the device is gone for this run; a lost device is often a watchdog (a dispatch that took too long) or a driver update",
+            )),
+        }
+    }
+
+    /// Loses the device on purpose, as a driver reset would: the fault-injection point of the tests.
+    pub fn lose(&self) {
+        self.device.destroy();
+        self.faults.put("device lost", "destroyed on request".to_owned());
+    }
+
+    /// Runs `what`, turning the device's refusals in it (validation, memory) into errors.
+    pub(crate) fn guarded<T>(&self, op: &str, what: impl FnOnce() -> T) -> Result<T> {
+        let memory = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let validation = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
+        let internal = self.device.push_error_scope(wgpu::ErrorFilter::Internal);
+        let value = what();
+        let internal = pollster::block_on(internal.pop());
+        let validation = pollster::block_on(validation.pop());
+        let memory = pollster::block_on(memory.pop());
+        match internal.or(validation).or(memory) {
+            None => Ok(value),
+            Some(error) => Err(Error::device(op, error.to_string())),
+        }
+    }
+
+    /// Makes progress on callbacks without waiting.
+    pub(crate) fn poll(&self) -> Result<()> {
+        self.poll_with(wgpu::PollType::Poll)
+    }
+
+    /// Waits for a submission, or with `None` for all of them. One of the two named waits.
+    pub(crate) fn wait(&self, submission: Option<wgpu::SubmissionIndex>) -> Result<()> {
+        self.poll_with(wgpu::PollType::Wait {
+            submission_index: submission,
+            timeout: Some(Duration::from_secs(600)),
+        })
+    }
+
+    fn poll_with(&self, how: wgpu::PollType) -> Result<()> {
+        self.check()?;
+        // wgpu panics in poll when the device is lost; for us that is an error like any other.
+        let polled = QUIET.with(|quiet| {
+            quiet.set(true);
+            let polled = catch_unwind(AssertUnwindSafe(|| self.device.poll(how)));
+            quiet.set(false);
+            polled
+        });
+        match polled {
+            Ok(Ok(_)) => self.check(),
+            Ok(Err(e)) => Err(Error::device("wait for the device", e.to_string())),
+            Err(_) => {
+                self.faults.put("device lost", "the driver gave up while polling".to_owned());
+                self.check()
+            }
+        }
+    }
+
+    /// Waits until all submitted work is done.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where the device is lost or reported a fault.
+    pub fn wait_blocking(&self) -> Result<()> {
+        self.wait(None)
+    }
+}
+
+thread_local! {
+    static QUIET: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+/// Keeps the panic that wgpu raises on a lost device (and that [`Gpu`] turns into an error) off the
+/// user's screen. Called once by the binary.
+pub fn install_panic_hook() {
+    let before = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        if !QUIET.with(std::cell::Cell::get) {
+            before(info);
+        }
+    }));
+}

@@ -1,0 +1,15 @@
+//! Knows wgpu, knows no mathematics: devices, buffers, pipelines, plans and late readback.
+//!
+//! Every wgpu literal of the crate stands in this room, since wgpu's descriptors gain fields
+//! every quarter, and so does every `unsafe` block.
+
+pub mod device;
+pub mod pipeline;
+pub mod plan;
+pub mod readback;
+pub mod tensor;
+
+pub use device::{AdapterChoice, Gpu};
+pub use pipeline::{Constant, Kernel};
+pub use plan::{Call, Plan, Program};
+pub use tensor::Tensor;

@@ -1,0 +1,281 @@
+//! From a shader file to a pipeline: constants filled in, bindings reflected, built once.
+//!
+//! WGSL is the only declaration of a kernel's bindings and parameters. naga reflects it, the
+//! host binds by name, and a test compares every Rust parameter struct with what naga saw.
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::error::{Error, Result};
+use crate::gpu::device::Gpu;
+
+/// The workgroup memory that every WebGPU device has, in bytes.
+pub const BASELINE_WORKGROUP_MEMORY: u32 = 16 * 1024;
+/// The invocations per workgroup that every WebGPU device has.
+pub const BASELINE_INVOCATIONS: u32 = 256;
+
+/// A value for a `const` line of a shader.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Constant {
+    /// `const NAME: u32 = …u;`
+    U32(u32),
+    /// `const NAME: bool = …;`
+    Bool(bool),
+}
+
+impl std::fmt::Display for Constant {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::U32(v) => write!(f, "{v}u"),
+            Self::Bool(v) => write!(f, "{v}"),
+        }
+    }
+}
+
+/// Constant names with the values the host fills in.
+pub type Constants = Vec<(&'static str, Constant)>;
+
+/// A shader file together with what the host knows of it.
+pub struct Kernel {
+    /// The stem of the file in `shaders/`.
+    pub name: &'static str,
+    /// The file's text: valid WGSL as it stands.
+    pub source: &'static str,
+    /// Name, offset and size in bytes of each field of the Rust `Params`.
+    pub params: &'static [(&'static str, usize, usize)],
+    /// Every combination of constants that the host can ask for.
+    pub variants: fn() -> Vec<Constants>,
+}
+
+impl Kernel {
+    /// The shader with `constants` in place of the values in its `const NAME: type = value;` lines.
+    ///
+    /// Register tiles need lengths that are constants when the shader is parsed, which `override`
+    /// values are not; so there is one way for all constants, and the file stays valid WGSL.
+    ///
+    /// # Panics
+    /// Where the shader has not exactly one such line for a name: our own bug, met by the tests.
+    pub fn specialise(&self, constants: &[(&'static str, Constant)]) -> String {
+        let mut text = String::with_capacity(self.source.len());
+        let mut filled = 0;
+        for line in self.source.lines() {
+            let value = line.strip_prefix("const ").and_then(|rest| {
+                let (name, rest) = rest.split_once(':')?;
+                let (ty, _) = rest.split_once('=')?;
+                let (_, value) = constants.iter().find(|(n, _)| *n == name)?;
+                Some((name, ty, value))
+            });
+            match value {
+                Some((name, ty, value)) => {
+                    filled += 1;
+                    let _ = writeln!(text, "const {name}:{ty}= {value};");
+                }
+                None => {
+                    text.push_str(line);
+                    text.push('\n');
+                }
+            }
+        }
+        assert_eq!(filled, constants.len(), "{}: a constant has no line", self.name);
+        text
+    }
+}
+
+/// How a shader declares a binding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// `var<uniform>`
+    Uniform,
+    /// `var<storage, read>`
+    Read,
+    /// `var<storage, read_write>`
+    ReadWrite,
+}
+
+/// One `@binding` of a shader.
+#[derive(Clone, Debug)]
+pub struct Binding {
+    /// The variable's name, by which the host binds.
+    pub name: String,
+    /// Its index in group 0.
+    pub index: u32,
+    /// Its address space and access.
+    pub access: Access,
+    /// Name, offset and size in bytes of each member, where the variable is a struct.
+    pub members: Vec<(String, usize, usize)>,
+    /// The size in bytes (of a runtime-sized array: of one element).
+    pub size: usize,
+}
+
+/// What naga saw in a shader.
+#[derive(Clone, Debug)]
+pub struct Reflection {
+    /// All bindings by index.
+    pub bindings: Vec<Binding>,
+    /// Invocations per workgroup in x, y, z.
+    pub workgroup_size: [u32; 3],
+    /// Workgroup memory in bytes. wgpu does not hold it to the limit, so we do.
+    pub workgroup_memory: u32,
+}
+
+/// Reads a WGSL text: bindings, struct layouts, workgroup size and memory.
+///
+/// # Errors
+/// The parser's message, with the place in the text.
+pub fn reflect(source: &str) -> std::result::Result<Reflection, String> {
+    let module = naga::front::wgsl::parse_str(source).map_err(|e| e.emit_to_string(source))?;
+    let gctx = module.to_ctx();
+    let size = |ty: naga::Handle<naga::Type>| module.types[ty].inner.size(gctx) as usize;
+    let mut bindings = Vec::new();
+    let mut workgroup_memory = 0;
+    for (_, var) in module.global_variables.iter() {
+        let access = match var.space {
+            naga::AddressSpace::Uniform => Access::Uniform,
+            naga::AddressSpace::Storage { access } if access.contains(naga::StorageAccess::STORE) => {
+                Access::ReadWrite
+            }
+            naga::AddressSpace::Storage { .. } => Access::Read,
+            naga::AddressSpace::WorkGroup => {
+                workgroup_memory += size(var.ty) as u32;
+                continue;
+            }
+            _ => continue,
+        };
+        let Some(binding) = var.binding else { continue };
+        // A runtime-sized array of structs is described by its element.
+        let element = match module.types[var.ty].inner {
+            naga::TypeInner::Array { base, .. } => base,
+            _ => var.ty,
+        };
+        let members = match &module.types[element].inner {
+            naga::TypeInner::Struct { members, .. } => members
+                .iter()
+                .map(|m| {
+                    let name = m.name.clone().unwrap_or_default();
+                    (name, m.offset as usize, size(m.ty))
+                })
+                .collect(),
+            _ => Vec::new(),
+        };
+        bindings.push(Binding {
+            name: var.name.clone().unwrap_or_default(),
+            index: binding.binding,
+            access,
+            members,
+            size: size(element),
+        });
+    }
+    bindings.sort_by_key(|b| b.index);
+    let entry = module.entry_points.first().ok_or("the shader has no entry point")?;
+    Ok(Reflection { bindings, workgroup_size: entry.workgroup_size, workgroup_memory })
+}
+
+/// A kernel with its constants, ready to be dispatched.
+pub(crate) struct Pipeline {
+    pub(crate) raw: wgpu::ComputePipeline,
+    pub(crate) layout: wgpu::BindGroupLayout,
+    pub(crate) reflection: Reflection,
+}
+
+type Key = (&'static str, Constants);
+
+/// Pipelines by (kernel, constants).
+#[derive(Default)]
+pub(crate) struct PipelineCache(Mutex<HashMap<Key, Arc<Pipeline>>>);
+
+impl Gpu {
+    /// The pipeline for a kernel with constants, from the cache or built now.
+    pub(crate) fn pipeline(&self, kernel: &Kernel, constants: &Constants) -> Result<Arc<Pipeline>> {
+        let key = (kernel.name, constants.clone());
+        let mut cache = self.pipelines.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = cache.get(&key) {
+            return Ok(found.clone());
+        }
+        let built = Arc::new(self.build(kernel, constants)?);
+        cache.insert(key, built.clone());
+        Ok(built)
+    }
+
+    fn build(&self, kernel: &Kernel, constants: &Constants) -> Result<Pipeline> {
+        let op = format!("build kernel `{}` {constants:?}", kernel.name);
+        let source = kernel.specialise(constants);
+        let reflection = reflect(&source).map_err(|e| Error::device(&op, e))?;
+        let invocations: u32 = reflection.workgroup_size.iter().product();
+        for (what, wanted, limit) in [
+            (
+                "bytes of workgroup memory",
+                reflection.workgroup_memory,
+                self.limits.max_compute_workgroup_storage_size,
+            ),
+            ("invocations per workgroup", invocations, self.limits.max_compute_invocations_per_workgroup),
+        ] {
+            if wanted > limit {
+                return Err(Error::device(op, format!("wanted {wanted} {what}, the device has {limit}")));
+            }
+        }
+        self.guarded(&op, || {
+            let desc = wgpu::ShaderModuleDescriptor {
+                label: Some(kernel.name),
+                source: wgpu::ShaderSource::Wgsl(source.as_str().into()),
+            };
+            let module = if self.checked {
+                self.device.create_shader_module(desc)
+            } else {
+                // SAFETY: unchecked shaders may touch memory outside their bindings or loop for
+                // ever. Ours are fixed text: each guards its own edges, every loop is bounded by
+                // a size in its parameters, its `record` takes those sizes from the bound tensors'
+                // own shapes, and the tests run every kernel checked and unchecked with guard
+                // zones around its outputs.
+                #[allow(unsafe_code, reason = "trusted shaders are the point of this line")]
+                unsafe {
+                    self.device.create_shader_module_trusted(desc, wgpu::ShaderRuntimeChecks::unchecked())
+                }
+            };
+            let entries: Vec<_> = reflection.bindings.iter().map(layout_entry).collect();
+            let layout = self.device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+                label: Some(kernel.name),
+                entries: &entries,
+            });
+            let pipeline_layout = self.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+                label: Some(kernel.name),
+                bind_group_layouts: &[Some(&layout)],
+                immediate_size: 0,
+            });
+            let raw = self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+                label: Some(kernel.name),
+                layout: Some(&pipeline_layout),
+                module: &module,
+                entry_point: Some("main"),
+                compilation_options: wgpu::PipelineCompilationOptions {
+                    constants: &[],
+                    zero_initialize_workgroup_memory: self.checked,
+                },
+                cache: None,
+            });
+            Pipeline { raw, layout, reflection: reflection.clone() }
+        })
+    }
+}
+
+/// The name of the one uniform that changes from step to step inside a submission: its offset is
+/// dynamic, so that a plan recorded once runs many steps in one pass.
+pub(crate) const SLOT: &str = "slot";
+
+fn layout_entry(binding: &Binding) -> wgpu::BindGroupLayoutEntry {
+    let ty = match binding.access {
+        Access::Uniform => wgpu::BufferBindingType::Uniform,
+        Access::Read => wgpu::BufferBindingType::Storage { read_only: true },
+        Access::ReadWrite => wgpu::BufferBindingType::Storage { read_only: false },
+    };
+    wgpu::BindGroupLayoutEntry {
+        binding: binding.index,
+        visibility: wgpu::ShaderStages::COMPUTE,
+        ty: wgpu::BindingType::Buffer {
+            ty,
+            has_dynamic_offset: binding.name == SLOT,
+            min_binding_size: None,
+        },
+        count: None,
+    }
+}

@@ -1,0 +1,408 @@
+//! The step is data: dispatches recorded once, checked then, encoded into one pass many times.
+
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::gpu::device::Gpu;
+use crate::gpu::pipeline::{Access, Constants, Kernel, Pipeline, SLOT};
+use crate::gpu::tensor::{Tensor, staging};
+
+/// Steps that one submission can hold: the length of the ring of slots.
+pub const SLOTS: u32 = 64;
+/// The largest uniform offset alignment that WebGPU allows a device to ask for, in bytes.
+const UNIFORM_ALIGN: usize = 256;
+
+/// One dispatch, as a kernel's `record` describes it.
+pub struct Call<'a, P> {
+    /// Which kernel.
+    pub kernel: &'static Kernel,
+    /// With which constants.
+    pub constants: Constants,
+    /// The name in traces, errors and profiles, such as `student.l2.matmul`.
+    pub label: &'a str,
+    /// The uniform named `params`.
+    pub params: P,
+    /// Tensors by the names that the shader gives its bindings.
+    pub tensors: &'a [(&'a str, &'a Tensor)],
+    /// Workgroups in x, y, z.
+    pub grid: [u32; 3],
+}
+
+struct Recorded {
+    label: String,
+    kernel: &'static str,
+    pipeline: Arc<Pipeline>,
+    params: Vec<u8>,
+    tensors: Vec<(String, Tensor)>,
+    grid: [u32; 3],
+}
+
+/// Dispatches under construction.
+pub struct Plan<'g> {
+    /// The device that the plan is for.
+    pub gpu: &'g Gpu,
+    recorded: Vec<Recorded>,
+}
+
+impl<'g> Plan<'g> {
+    /// An empty plan.
+    pub fn new(gpu: &'g Gpu) -> Self {
+        Self { gpu, recorded: Vec::new() }
+    }
+
+    /// Records one dispatch.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where the grid or a binding exceeds the device's limits, where one memory
+    /// range would be written and used twice by the dispatch, or where the kernel does not build.
+    ///
+    /// # Panics
+    /// Where a binding of the shader got no tensor or a tensor has no binding: our own bug.
+    pub fn dispatch<P: bytemuck::Pod>(&mut self, call: Call<'_, P>) -> Result<()> {
+        if call.grid.contains(&0) {
+            return Ok(()); // nothing to compute
+        }
+        let op = || format!("record `{}`", call.label);
+        let limits = &self.gpu.limits;
+        if let Some(n) = call.grid.iter().find(|n| **n > limits.max_compute_workgroups_per_dimension) {
+            return Err(Error::device(
+                op(),
+                format!(
+                    "wanted {n} workgroups in one dimension, the device's limit is {}",
+                    limits.max_compute_workgroups_per_dimension
+                ),
+            ));
+        }
+        let pipeline = self.gpu.pipeline(call.kernel, &call.constants)?;
+        let bindings = &pipeline.reflection.bindings;
+        for (name, _) in call.tensors {
+            assert!(
+                bindings.iter().any(|b| b.name == *name),
+                "{}: the shader has no binding `{name}`",
+                call.kernel.name
+            );
+        }
+        let mut tensors = Vec::new();
+        for binding in bindings.iter().filter(|b| b.access != Access::Uniform) {
+            let (_, tensor) = call
+                .tensors
+                .iter()
+                .find(|(name, _)| *name == binding.name)
+                .unwrap_or_else(|| panic!("{}: `{}` is not bound", call.kernel.name, binding.name));
+            let bytes = (tensor.span() * 4) as u64;
+            if bytes > limits.max_storage_buffer_binding_size {
+                return Err(Error::device(
+                    op(),
+                    format!(
+                        "`{}` is {bytes} bytes, the device lets a shader see {} bytes at once",
+                        tensor.label, limits.max_storage_buffer_binding_size
+                    ),
+                )
+                .with_hint("use smaller layers, a smaller batch or fewer replicas"));
+            }
+            tensors.push((binding, (*tensor).clone()));
+        }
+        for (i, (binding, tensor)) in tensors.iter().enumerate() {
+            if binding.access != Access::ReadWrite {
+                continue;
+            }
+            for (j, (other_binding, other)) in tensors.iter().enumerate() {
+                if i != j && conflict(tensor, other, other_binding.access) {
+                    return Err(Error::device(
+                        op(),
+                        format!(
+                            "`{}` is written as `{}` and used as `{}` in one dispatch",
+                            tensor.label, binding.name, other_binding.name
+                        ),
+                    ));
+                }
+            }
+        }
+        let tensors = tensors.into_iter().map(|(b, t)| (b.name.clone(), t)).collect();
+        self.recorded.push(Recorded {
+            label: call.label.to_owned(),
+            kernel: call.kernel.name,
+            pipeline,
+            params: bytemuck::bytes_of(&call.params).to_vec(),
+            tensors,
+            grid: call.grid,
+        });
+        Ok(())
+    }
+
+    /// Uploads the parameters, makes the bind groups and closes the plan.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where the device refuses.
+    pub fn finish(self) -> Result<Program> {
+        let gpu = self.gpu;
+        let mut bytes = Vec::new();
+        for d in &self.recorded {
+            bytes.extend_from_slice(&d.params);
+            bytes.resize(bytes.len().next_multiple_of(UNIFORM_ALIGN), 0);
+        }
+        let mut slots = vec![0u8; SLOTS as usize * UNIFORM_ALIGN];
+        for s in 0..SLOTS {
+            slots[s as usize * UNIFORM_ALIGN..][..4].copy_from_slice(&s.to_ne_bytes());
+        }
+        let (params, slots) = gpu.guarded("finish plan", || {
+            (uniform_buffer(gpu, "params", &bytes), uniform_buffer(gpu, "slots", &slots))
+        })?;
+        let mut at = 0;
+        let dispatches = self
+            .recorded
+            .into_iter()
+            .map(|d| {
+                let offset = at;
+                at += d.params.len().next_multiple_of(UNIFORM_ALIGN) as u64;
+                finish_dispatch(gpu, d, &params, offset, &slots)
+            })
+            .collect::<Result<Vec<_>>>()?;
+        Ok(Program { dispatches })
+    }
+}
+
+fn uniform_buffer(gpu: &Gpu, label: &str, bytes: &[u8]) -> wgpu::Buffer {
+    let buffer = gpu.device.create_buffer(&wgpu::BufferDescriptor {
+        label: Some(label),
+        size: bytes.len().max(UNIFORM_ALIGN) as u64,
+        usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
+        mapped_at_creation: false,
+    });
+    gpu.queue.write_buffer(&buffer, 0, bytes);
+    buffer
+}
+
+fn finish_dispatch(
+    gpu: &Gpu,
+    d: Recorded,
+    params: &wgpu::Buffer,
+    params_offset: u64,
+    slots: &wgpu::Buffer,
+) -> Result<Dispatch> {
+    let bindings = &d.pipeline.reflection.bindings;
+    let buffer = |buffer, offset: u64, bytes: u64| {
+        wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+            buffer,
+            offset,
+            size: std::num::NonZeroU64::new(bytes),
+        })
+    };
+    let entries: Vec<_> = bindings
+        .iter()
+        .map(|b| {
+            let resource = match (b.access, b.name.as_str()) {
+                (Access::Uniform, SLOT) => buffer(slots, 0, 16),
+                (Access::Uniform, _) => {
+                    buffer(params, params_offset, d.params.len().next_multiple_of(16) as u64)
+                }
+                _ => {
+                    let (_, t) = &d.tensors.iter().find(|(n, _)| *n == b.name).expect("bound at recording");
+                    buffer(&t.buffer, (t.offset * 4) as u64, (t.span().max(4) * 4) as u64)
+                }
+            };
+            wgpu::BindGroupEntry { binding: b.index, resource }
+        })
+        .collect();
+    let group = gpu.guarded(&format!("bind `{}`", d.label), || {
+        gpu.device.create_bind_group(&wgpu::BindGroupDescriptor {
+            label: Some(&d.label),
+            layout: &d.pipeline.layout,
+            entries: &entries,
+        })
+    })?;
+    let written = bindings
+        .iter()
+        .filter(|b| b.access == Access::ReadWrite)
+        .filter_map(|b| d.tensors.iter().find(|(n, _)| *n == b.name))
+        .map(|(_, t)| t.clone())
+        .collect();
+    Ok(Dispatch {
+        label: d.label,
+        kernel: d.kernel,
+        slotted: bindings.iter().any(|b| b.name == SLOT),
+        pipeline: d.pipeline,
+        group,
+        grid: d.grid,
+        written,
+    })
+}
+
+/// Whether `written` and `other`, bound to the same dispatch, would meet in memory.
+///
+/// wgpu itself refuses one buffer as read and read_write even at disjoint ranges, and accepts two
+/// overlapping read_write ranges in silence. Two tensors of one arena interleave replica by
+/// replica; they are disjoint where their parts of one replica are.
+fn conflict(written: &Tensor, other: &Tensor, other_access: Access) -> bool {
+    if written.buffer != other.buffer {
+        return false;
+    }
+    if other_access != Access::ReadWrite {
+        return true;
+    }
+    let (a, b) = (written, other);
+    let apart = if a.replica_stride == b.replica_stride && a.replica_stride > 0 {
+        let stride = a.replica_stride;
+        let (x, y) = (a.offset % stride, b.offset % stride);
+        (x + a.replica_len() <= y || y + b.replica_len() <= x)
+            && x + a.replica_len() <= stride
+            && y + b.replica_len() <= stride
+    } else {
+        a.offset + a.span() <= b.offset || b.offset + b.span() <= a.offset
+    };
+    !apart
+}
+
+struct Dispatch {
+    label: String,
+    kernel: &'static str,
+    pipeline: Arc<Pipeline>,
+    group: wgpu::BindGroup,
+    grid: [u32; 3],
+    slotted: bool,
+    written: Vec<Tensor>,
+}
+
+impl Dispatch {
+    fn encode(&self, pass: &mut wgpu::ComputePass<'_>, slot: u32) {
+        pass.set_pipeline(&self.pipeline.raw);
+        if self.slotted {
+            pass.set_bind_group(0, &self.group, &[slot * UNIFORM_ALIGN as u32]);
+        } else {
+            pass.set_bind_group(0, &self.group, &[]);
+        }
+        pass.dispatch_workgroups(self.grid[0], self.grid[1], self.grid[2]);
+    }
+}
+
+/// What one dispatch wrote: its label and, for each written tensor, the whole span as bits.
+pub struct Traced {
+    /// The dispatch.
+    pub label: String,
+    /// Tensor label and contents.
+    pub outputs: Vec<(String, Vec<u32>)>,
+}
+
+/// A closed plan.
+pub struct Program {
+    dispatches: Vec<Dispatch>,
+}
+
+impl Program {
+    /// Number of dispatches in one run of the program.
+    pub fn len(&self) -> usize {
+        self.dispatches.len()
+    }
+
+    /// True for a program that does nothing.
+    pub fn is_empty(&self) -> bool {
+        self.dispatches.is_empty()
+    }
+
+    /// Label and kernel of each dispatch, in order.
+    pub fn labels(&self) -> impl Iterator<Item = (&str, &'static str)> {
+        self.dispatches.iter().map(|d| (d.label.as_str(), d.kernel))
+    }
+
+    /// Encodes `steps` runs into one pass; run `i` sees slot `i`.
+    ///
+    /// # Panics
+    /// Where `steps` exceeds [`SLOTS`].
+    pub(crate) fn encode(&self, encoder: &mut wgpu::CommandEncoder, steps: u32) {
+        assert!(steps <= SLOTS);
+        let mut pass = encoder.begin_compute_pass(&Default::default());
+        for slot in 0..steps {
+            for d in &self.dispatches {
+                d.encode(&mut pass, slot);
+            }
+        }
+    }
+
+    /// Runs the program `steps` times in one submission, without waiting.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where the device is lost.
+    pub fn submit(&self, gpu: &Gpu, steps: u32) -> Result<()> {
+        gpu.check()?;
+        let mut encoder = gpu.device.create_command_encoder(&Default::default());
+        self.encode(&mut encoder, steps);
+        gpu.queue.submit([encoder.finish()]);
+        Ok(())
+    }
+
+    /// Runs the program once, a dispatch at a time, and copies out everything that each one wrote,
+    /// so that the first that leaves the reference can be named.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where the device is lost or refuses.
+    pub fn trace_blocking(&self, gpu: &Gpu) -> Result<Vec<Traced>> {
+        self.dispatches
+            .iter()
+            .map(|d| {
+                let mut encoder = gpu.device.create_command_encoder(&Default::default());
+                d.encode(&mut encoder.begin_compute_pass(&Default::default()), 0);
+                gpu.queue.submit([encoder.finish()]);
+                let outputs = d
+                    .written
+                    .iter()
+                    .map(|t| Ok((t.label.clone(), t.read_padded_blocking::<u32>(gpu)?)))
+                    .collect::<Result<_>>()?;
+                Ok(Traced { label: d.label.clone(), outputs })
+            })
+            .collect()
+    }
+
+    /// Times each dispatch by pass timestamps over one run, in nanoseconds; `None` where the
+    /// device has no timestamps.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where the device is lost or refuses.
+    pub fn profile_blocking(&self, gpu: &Gpu) -> Result<Option<Vec<f64>>> {
+        if !gpu.report.timestamps {
+            return Ok(None);
+        }
+        let count = 2 * self.dispatches.len() as u32;
+        let bytes = u64::from(count.max(2)) * 8;
+        let (queries, resolved, staging) = gpu.guarded("profile", || {
+            let queries = gpu.device.create_query_set(&wgpu::QuerySetDescriptor {
+                label: Some("profile"),
+                ty: wgpu::QueryType::Timestamp,
+                count: count.max(2),
+            });
+            let resolved = gpu.device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("profile"),
+                size: bytes,
+                usage: wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC,
+                mapped_at_creation: false,
+            });
+            (queries, resolved, staging(gpu, bytes))
+        })?;
+        let mut encoder = gpu.device.create_command_encoder(&Default::default());
+        for (i, d) in self.dispatches.iter().enumerate() {
+            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+                label: Some(&d.label),
+                timestamp_writes: Some(wgpu::ComputePassTimestampWrites {
+                    query_set: &queries,
+                    beginning_of_pass_write_index: Some(2 * i as u32),
+                    end_of_pass_write_index: Some(2 * i as u32 + 1),
+                }),
+            });
+            d.encode(&mut pass, 0);
+        }
+        encoder.resolve_query_set(&queries, 0..count, &resolved, 0);
+        encoder.copy_buffer_to_buffer(&resolved, 0, &staging, 0, bytes);
+        let done = gpu.queue.submit([encoder.finish()]);
+        staging.map_async(wgpu::MapMode::Read, .., |_| {});
+        gpu.wait(Some(done))?;
+        let view = staging.get_mapped_range(..).map_err(|e| Error::device("profile", e.to_string()))?;
+        let ticks: Vec<u64> = bytemuck::pod_collect_to_vec(&view);
+        let period = f64::from(gpu.queue.get_timestamp_period());
+        Ok(Some(
+            ticks
+                .chunks_exact(2)
+                .take(self.dispatches.len())
+                .map(|t| t[1].saturating_sub(t[0]) as f64 * period)
+                .collect(),
+        ))
+    }
+}

@@ -1,0 +1,86 @@
+//! `w = w - lr c1 m / (c2 sqrt(v) + epsilon)` with running moments m and v: Adam, and AdamW.
+
+use crate::error::Result;
+use crate::gpu::pipeline::{Constant, Constants};
+use crate::gpu::{Call, Kernel, Plan, Tensor};
+use crate::kernels::sgd::fold;
+
+params! {
+    /// `struct Params` of `shaders/adam.wgsl`.
+    struct Params {
+        groups: u32, replicas: u32, weight_decay: f32, width: u32,
+        beta_1: f32, beta_2: f32, rest_1: f32, rest_2: f32, epsilon: f32,
+    }
+}
+
+/// `shaders/adam.wgsl`.
+pub static KERNEL: Kernel = Kernel {
+    name: "adam",
+    source: shader!("adam"),
+    params: Params::FIELDS,
+    variants: || [false, true].map(constants).to_vec(),
+};
+/// This module's part of the list of kernels.
+pub const KERNELS: &[&Kernel] = &[&KERNEL];
+
+fn constants(decoupled: bool) -> Constants {
+    vec![("DECOUPLED", Constant::Bool(decoupled))]
+}
+
+/// Adam's fixed numbers.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Adam {
+    /// Decay of the first moment.
+    pub beta_1: f64,
+    /// Decay of the second moment.
+    pub beta_2: f64,
+    /// Added to the root of the second moment.
+    pub epsilon: f64,
+    /// Weight decay.
+    pub weight_decay: f64,
+    /// Decay the weights directly (AdamW) instead of through the gradient.
+    pub decoupled: bool,
+}
+
+/// Records one update of `weight` from `gradient`, whole arenas `[r, 1, len]` like the `moments`.
+/// Learning rate and bias corrections are the step's.
+///
+/// # Errors
+/// As [`Plan::dispatch`].
+pub fn record(
+    plan: &mut Plan<'_>,
+    label: &str,
+    adam: &Adam,
+    steps: &Tensor,
+    gradient: &Tensor,
+    weight: &Tensor,
+    moments: [&Tensor; 2],
+) -> Result<()> {
+    let groups = weight.row_stride / 4;
+    let replicas = weight.shape[0] as u32;
+    let [width, height] = fold(groups);
+    plan.dispatch(Call {
+        kernel: &KERNEL,
+        constants: constants(adam.decoupled),
+        label,
+        params: Params {
+            groups: groups as u32,
+            replicas,
+            weight_decay: adam.weight_decay as f32,
+            width,
+            beta_1: adam.beta_1 as f32,
+            beta_2: adam.beta_2 as f32,
+            rest_1: (1.0 - adam.beta_1) as f32,
+            rest_2: (1.0 - adam.beta_2) as f32,
+            epsilon: adam.epsilon as f32,
+        },
+        tensors: &[
+            ("steps", steps),
+            ("gradient", gradient),
+            ("weight", weight),
+            ("moment_1", moments[0]),
+            ("moment_2", moments[1]),
+        ],
+        grid: [width, height, replicas],
+    })
+}

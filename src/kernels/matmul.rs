@@ -1,0 +1,262 @@
+//! `C[r] = epilogue(op(A[r]) . op(B[r]))`: one host type for the whole family of matmul kernels.
+//!
+//! The three products of a training step, for a layer with weights `w` `[out, in]`:
+//!
+//! | form | product | C |
+//! |---|---|---|
+//! | [`Form::Forward`] | `x . w^T` | activations `[batch, out]` |
+//! | [`Form::InputGradient`] | `d_y . w` | `[batch, in]` |
+//! | [`Form::WeightGradient`] | `d_y^T . x` | `[out, in]` |
+
+use crate::error::Result;
+use crate::gpu::pipeline::{Constant, Constants};
+use crate::gpu::{Call, Kernel, Plan, Tensor};
+
+params! {
+    /// `struct Params` of every `shaders/matmul_*.wgsl`.
+    struct Params {
+        m: u32, n: u32, k: u32,
+        a_stride: u32, b_stride: u32, c_stride: u32,
+        a_replica: u32, b_replica: u32, c_replica: u32,
+        bias_replica: u32, extra_replica: u32, saved_replica: u32,
+        row_start: u32, col_start: u32,
+        k_chunk: u32, c_split: u32,
+    }
+}
+
+/// `shaders/matmul_plain.wgsl`.
+pub static PLAIN: Kernel = Kernel {
+    name: "matmul_plain",
+    source: shader!("matmul_plain"),
+    params: Params::FIELDS,
+    variants: || Flags::all().iter().map(Flags::constants).collect(),
+};
+/// This module's part of the list of kernels.
+pub const KERNELS: &[&Kernel] = &[&PLAIN];
+
+/// Which of the three products, and so which operand is stored transposed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Form {
+    /// `A [m, k] . B^T`, B stored `[n, k]`.
+    Forward,
+    /// `A [m, k] . B [k, n]`.
+    InputGradient,
+    /// `A^T . B [k, n]`, A stored `[k, m]`.
+    WeightGradient,
+}
+
+impl Form {
+    /// All three.
+    pub const ALL: [Self; 3] = [Self::Forward, Self::InputGradient, Self::WeightGradient];
+}
+
+/// The non-linearity of the hidden layers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Activation {
+    /// None.
+    #[default]
+    Identity,
+    /// max(x, 0)
+    Relu,
+    /// tanh x
+    Tanh,
+    /// 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), the tanh form of GELU.
+    Gelu,
+}
+
+impl Activation {
+    fn code(self) -> u32 {
+        match self {
+            Self::Identity => 0,
+            Self::Relu => 1,
+            Self::Tanh => 2,
+            Self::Gelu => 3,
+        }
+    }
+
+    /// The name in files and options.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Identity => "identity",
+            Self::Relu => "relu",
+            Self::Tanh => "tanh",
+            Self::Gelu => "gelu",
+        }
+    }
+
+    /// The activation of that name.
+    pub fn parse(name: &str) -> Option<Self> {
+        [Self::Identity, Self::Relu, Self::Tanh, Self::Gelu].into_iter().find(|a| a.name() == name)
+    }
+
+    /// Whether the backward pass needs the pre-activation (else the output is enough).
+    pub fn needs_pre_activation(self) -> bool {
+        self == Self::Gelu
+    }
+}
+
+/// What is done with the product before it is stored, in this order.
+#[derive(Clone, Copy, Default)]
+pub struct Epilogue<'a> {
+    /// Add what C holds.
+    pub accumulate: bool,
+    /// Add `[r, 1, n]` to every row.
+    pub bias: Option<&'a Tensor>,
+    /// Keep the value so far, laid out as C: GELU's backward pass needs it.
+    pub keep: Option<&'a Tensor>,
+    /// Apply this.
+    pub activation: Activation,
+    /// Multiply by the derivative of the activation, from what the forward pass saved of it
+    /// (its output, or for GELU its pre-activation), laid out as C.
+    pub mask: Option<(Activation, &'a Tensor)>,
+    /// Also store the row sums of op(A), `[r, 1, m]`: the bias gradient beside the weight gradient.
+    pub row_sums: Option<&'a Tensor>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Flags {
+    form: Form,
+    accumulate: bool,
+    bias: bool,
+    keep: bool,
+    row_sums: bool,
+    activation: Activation,
+    mask: Activation,
+}
+
+impl Flags {
+    fn new(form: Form, e: &Epilogue<'_>) -> Self {
+        Self {
+            form,
+            accumulate: e.accumulate,
+            bias: e.bias.is_some(),
+            keep: e.keep.is_some(),
+            row_sums: e.row_sums.is_some(),
+            activation: e.activation,
+            mask: e.mask.map_or(Activation::Identity, |(a, _)| a),
+        }
+    }
+
+    /// Every combination that `record` takes.
+    fn all() -> Vec<Self> {
+        let plain = |form| Self::new(form, &Epilogue::default());
+        let activations = [
+            Activation::Identity,
+            Activation::Relu,
+            Activation::Tanh,
+            Activation::Gelu,
+        ];
+        let mut all = Vec::new();
+        for form in Form::ALL {
+            for accumulate in [false, true] {
+                all.push(Self { accumulate, ..plain(form) });
+            }
+        }
+        for activation in activations {
+            let keep = activation.needs_pre_activation();
+            let forward = Self { bias: true, activation, ..plain(Form::Forward) };
+            all.push(forward);
+            if keep {
+                all.push(Self { keep, ..forward });
+            }
+            if activation != Activation::Identity {
+                all.push(Self { mask: activation, ..plain(Form::InputGradient) });
+            }
+        }
+        for accumulate in [false, true] {
+            all.push(Self { row_sums: true, accumulate, ..plain(Form::WeightGradient) });
+        }
+        all
+    }
+
+    fn constants(&self) -> Constants {
+        vec![
+            ("TRANSPOSE_A", Constant::Bool(self.form == Form::WeightGradient)),
+            ("TRANSPOSE_B", Constant::Bool(self.form == Form::Forward)),
+            ("ACCUMULATE", Constant::Bool(self.accumulate)),
+            ("BIAS", Constant::Bool(self.bias)),
+            ("KEEP", Constant::Bool(self.keep)),
+            ("ROW_SUMS", Constant::Bool(self.row_sums)),
+            ("ACTIVATION", Constant::U32(self.activation.code())),
+            ("MASK", Constant::U32(self.mask.code())),
+        ]
+    }
+}
+
+/// Records one product.
+///
+/// # Errors
+/// As [`Plan::dispatch`].
+///
+/// # Panics
+/// Where the shapes do not fit each other: our own bug, since layers are checked before.
+pub fn record(
+    plan: &mut Plan<'_>,
+    label: &str,
+    form: Form,
+    a: &Tensor,
+    b: &Tensor,
+    c: &Tensor,
+    epilogue: &Epilogue<'_>,
+) -> Result<()> {
+    let [replicas, m, n] = c.shape;
+    let (a_shape, b_shape) = (&a.shape[1..], &b.shape[1..]);
+    let k = match form {
+        Form::WeightGradient => a_shape[0],
+        _ => a_shape[1],
+    };
+    let (want_a, want_b) = match form {
+        Form::Forward => ([m, k], [n, k]),
+        Form::InputGradient => ([m, k], [k, n]),
+        Form::WeightGradient => ([k, m], [k, n]),
+    };
+    assert_eq!((a_shape, b_shape), (&want_a[..], &want_b[..]), "{label}: {form:?} into [{m}, {n}]");
+    let same_layout = |t: &Tensor| t.shape == c.shape && t.row_stride == c.row_stride;
+    assert!(epilogue.keep.is_none_or(same_layout), "{label}: keep");
+    assert!(epilogue.mask.is_none_or(|(_, t)| same_layout(t)), "{label}: mask");
+    assert!(epilogue.bias.is_none_or(|t| t.shape[2] == n), "{label}: bias");
+    assert!(epilogue.row_sums.is_none_or(|t| t.shape[2] == m), "{label}: row sums");
+
+    let flags = Flags::new(form, epilogue);
+    assert!(Flags::all().contains(&flags), "{label}: a combination that no test has seen");
+    let nothing = plan.gpu.nothing()?;
+    let extra = epilogue.keep.or(epilogue.row_sums).unwrap_or(&nothing);
+    let bias = epilogue.bias.unwrap_or(b);
+    let saved = epilogue.mask.map_or(b, |(_, t)| t);
+    plan.dispatch(Call {
+        kernel: &PLAIN,
+        constants: flags.constants(),
+        label,
+        params: Params {
+            m: m as u32,
+            n: n as u32,
+            k: k as u32,
+            a_stride: a.row_stride as u32,
+            b_stride: b.row_stride as u32,
+            c_stride: c.row_stride as u32,
+            a_replica: a.stride_for(replicas),
+            b_replica: b.stride_for(replicas),
+            c_replica: c.replica_stride as u32,
+            bias_replica: bias.stride_for(replicas),
+            extra_replica: extra.stride_for(replicas),
+            saved_replica: saved.stride_for(replicas),
+            row_start: 0,
+            col_start: 0,
+            k_chunk: 0,
+            c_split: 0,
+        },
+        tensors: &[
+            ("a", a),
+            ("b", b),
+            ("c", c),
+            ("bias", bias),
+            ("saved", saved),
+            ("extra", extra),
+        ],
+        grid: [
+            c.row_stride.div_ceil(8) as u32,
+            m.div_ceil(8) as u32,
+            replicas as u32,
+        ],
+    })
+}

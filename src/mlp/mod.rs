@@ -1,0 +1,203 @@
+//! Multi-layer perceptrons: sizes, parameters, and the forward and backward pass side by side.
+
+pub mod weights;
+
+use crate::error::{Error, Result};
+use crate::gpu::{Gpu, Plan, Tensor};
+use crate::kernels::matmul::{self, Activation, Epilogue, Form};
+use crate::mlp::weights::{Layer, Weights};
+
+/// One layer's parameters on the device.
+#[derive(Clone, Debug)]
+pub struct DeviceLayer {
+    /// `[r, out, in]`
+    pub weight: Tensor,
+    /// `[r, 1, out]`
+    pub bias: Tensor,
+}
+
+/// The parameters of `r` replicas of one network, all in one arena: a replica's parameters lie
+/// together, so that one dispatch updates them all. Gradients have the same form.
+#[derive(Clone, Debug)]
+pub struct Mlp {
+    /// Layer sizes, inputs first, classes last.
+    pub sizes: Vec<usize>,
+    /// Of the hidden layers; the output layer has none.
+    pub activation: Activation,
+    /// The whole arena `[r, 1, len]`.
+    pub whole: Tensor,
+    /// Views into it.
+    pub layers: Vec<DeviceLayer>,
+    label: String,
+}
+
+/// What the forward pass leaves for the backward pass.
+pub struct Forward {
+    /// Each layer's output `[r, batch, out]`; the last one holds the logits.
+    pub outputs: Vec<Tensor>,
+    /// Each hidden layer's pre-activation, where the activation's derivative needs it.
+    pub pre_activations: Vec<Option<Tensor>>,
+}
+
+impl Forward {
+    /// The network's output `[r, batch, classes]`.
+    pub fn logits(&self) -> &Tensor {
+        self.outputs.last().expect("a network has at least one layer")
+    }
+}
+
+impl Mlp {
+    /// Zeroed parameters for `replicas` networks.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for fewer than two sizes or a size of 0; [`Error::Device`] for memory.
+    pub fn zeros(
+        gpu: &Gpu,
+        label: &str,
+        replicas: usize,
+        sizes: &[usize],
+        activation: Activation,
+    ) -> Result<Self> {
+        weights::check_sizes(sizes)?;
+        let parts: Vec<_> = sizes
+            .windows(2)
+            .enumerate()
+            .flat_map(|(i, s)| [(format!("l{i}.weight"), s[1], s[0]), (format!("l{i}.bias"), 1, s[1])])
+            .collect();
+        let (whole, views) = Tensor::arena(gpu, label, replicas, &parts)?;
+        let layers = views
+            .chunks_exact(2)
+            .map(|pair| DeviceLayer { weight: pair[0].clone(), bias: pair[1].clone() })
+            .collect();
+        Ok(Self { sizes: sizes.to_vec(), activation, whole, layers, label: label.to_owned() })
+    }
+
+    /// The given networks, one to a replica, on the device.
+    ///
+    /// # Errors
+    /// As [`Mlp::zeros`]; [`Error::Usage`] where the networks differ in form.
+    pub fn upload(gpu: &Gpu, label: &str, networks: &[Weights]) -> Result<Self> {
+        let first = networks.first().ok_or_else(|| Error::usage("networks", "at least one", "none"))?;
+        if let Some(other) = networks.iter().find(|n| n.sizes() != first.sizes()) {
+            return Err(Error::usage(
+                format!("replicas of `{label}`"),
+                format!("layers {:?} in each", first.sizes()),
+                format!("{:?}", other.sizes()),
+            ));
+        }
+        let mlp = Self::zeros(gpu, label, networks.len(), &first.sizes(), first.activation)?;
+        for (r, network) in networks.iter().enumerate() {
+            for (device, host) in mlp.layers.iter().zip(&network.layers) {
+                device.weight.replica(r).write(gpu, &host.weight)?;
+                device.bias.replica(r).write(gpu, &host.bias)?;
+            }
+        }
+        Ok(mlp)
+    }
+
+    /// Reads every replica back.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where the device is lost.
+    pub fn read_blocking(&self, gpu: &Gpu) -> Result<Vec<Weights>> {
+        let read = |t: &Tensor, r| t.replica(r).read_blocking::<f32>(gpu);
+        (0..self.whole.shape[0])
+            .map(|r| {
+                let layers = self
+                    .layers
+                    .iter()
+                    .map(|l| {
+                        Ok(Layer {
+                            outputs: l.weight.shape[1],
+                            inputs: l.weight.shape[2],
+                            weight: read(&l.weight, r)?,
+                            bias: read(&l.bias, r)?,
+                        })
+                    })
+                    .collect::<Result<_>>()?;
+                Ok(Weights { activation: self.activation, layers })
+            })
+            .collect()
+    }
+
+    /// Records the forward pass of a batch `x` `[r, batch, in]`; a single batch or a single network
+    /// is shared by the replicas of the other.
+    ///
+    /// # Errors
+    /// As [`Plan::dispatch`].
+    pub fn record_forward(&self, plan: &mut Plan<'_>, x: &Tensor) -> Result<Forward> {
+        let replicas = x.shape[0].max(self.whole.shape[0]);
+        let batch = x.shape[1];
+        let last = self.layers.len() - 1;
+        let mut forward = Forward { outputs: Vec::new(), pre_activations: Vec::new() };
+        for (i, layer) in self.layers.iter().enumerate() {
+            let width = layer.weight.shape[1];
+            let name = format!("{}.l{i}", self.label);
+            let output = Tensor::zeros(plan.gpu, &format!("{name}.output"), [replicas, batch, width])?;
+            let activation = if i == last { Activation::Identity } else { self.activation };
+            let keep = if activation.needs_pre_activation() {
+                Some(Tensor::zeros(plan.gpu, &format!("{name}.pre_activation"), output.shape)?)
+            } else {
+                None
+            };
+            matmul::record(
+                plan,
+                &format!("{name}.matmul"),
+                Form::Forward,
+                forward.outputs.last().unwrap_or(x),
+                &layer.weight,
+                &output,
+                &Epilogue { bias: Some(&layer.bias), keep: keep.as_ref(), activation, ..Epilogue::default() },
+            )?;
+            forward.outputs.push(output);
+            forward.pre_activations.push(keep);
+        }
+        Ok(forward)
+    }
+
+    /// Records the backward pass from `d_logits` into `gradient`, layer by layer, last to first:
+    /// weight and bias gradient in one product, then the input's gradient with the activation's
+    /// derivative as its mask. The input of the network gets no gradient.
+    ///
+    /// # Errors
+    /// As [`Plan::dispatch`].
+    pub fn record_backward(
+        &self,
+        plan: &mut Plan<'_>,
+        x: &Tensor,
+        forward: &Forward,
+        d_logits: &Tensor,
+        gradient: &Self,
+    ) -> Result<()> {
+        let mut d_output = d_logits.clone();
+        for (i, layer) in self.layers.iter().enumerate().rev() {
+            let name = format!("{}.l{i}", self.label);
+            let input = if i == 0 { x } else { &forward.outputs[i - 1] };
+            matmul::record(
+                plan,
+                &format!("{name}.d_weight"),
+                Form::WeightGradient,
+                &d_output,
+                input,
+                &gradient.layers[i].weight,
+                &Epilogue { row_sums: Some(&gradient.layers[i].bias), ..Epilogue::default() },
+            )?;
+            if i == 0 {
+                break;
+            }
+            let d_input = Tensor::zeros(plan.gpu, &format!("{name}.d_input"), input.shape)?;
+            let saved = forward.pre_activations[i - 1].as_ref().unwrap_or(input);
+            matmul::record(
+                plan,
+                &format!("{name}.d_input"),
+                Form::InputGradient,
+                &d_output,
+                &layer.weight,
+                &d_input,
+                &Epilogue { mask: Some((self.activation, saved)), ..Epilogue::default() },
+            )?;
+            d_output = d_input;
+        }
+        Ok(())
+    }
+}
