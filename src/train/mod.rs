@@ -86,16 +86,15 @@ pub struct Row {
 }
 
 struct Batch {
-    epoch: u64,
     start: usize,
     rows: usize,
 }
 
-/// The steps of one epoch: where each batch starts and how long it is.
+/// Where in its epoch a step's batch starts, and how long it is.
 fn batch_at(step: u64, rows: usize, batch: usize) -> Batch {
     let per_epoch = rows.div_ceil(batch) as u64;
     let start = (step % per_epoch) as usize * batch;
-    Batch { epoch: step / per_epoch, start, rows: batch.min(rows - start) }
+    Batch { start, rows: batch.min(rows - start) }
 }
 
 /// A run: students, data and teacher on the device, and the loop's state.

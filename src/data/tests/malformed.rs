@@ -67,7 +67,7 @@ fn wrong_idx_header() {
 #[test]
 fn header_and_payload_that_differ() {
     small_with(0, idx(8, &[3, 2, 2], &[0; 11]), &["12 bytes", "11 bytes", "truncated"]);
-    small_with(0, idx(8, &[3, 2, 2], &[0; 13]), &["12 bytes", "13 bytes"]);
+    small_with(0, idx(8, &[3, 2, 2], &[0; 13]), &["12 bytes", "more bytes after"]);
     small_with(0, gz(&idx(8, &[3, 2, 2], &[0; 13])), &["12 bytes", "more bytes after"]);
     // Terabytes on a header's word, plain and packed, and a product beyond 2^64.
     small_with(0, idx(8, &[1 << 20, 1 << 10, 1 << 10], &[0; 12]), &["promised", "truncated"]);
