@@ -1,4 +1,5 @@
 //! limbeck
+pub mod cli;
 pub mod data;
 pub mod distill;
 pub mod error;
@@ -6,5 +7,6 @@ pub mod gpu;
 pub mod kernels;
 pub mod mlp;
 pub mod reference;
+pub mod report;
 pub mod rng;
 pub mod train;
