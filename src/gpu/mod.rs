@@ -4,6 +4,7 @@
 //! every quarter, and so does every `unsafe` block.
 
 pub mod device;
+pub mod environment;
 pub mod pipeline;
 pub mod plan;
 pub mod readback;
