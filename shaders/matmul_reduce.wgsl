@@ -1,7 +1,7 @@
 // C[r] = epilogue(sum over s of partial[s][r]): the second half of a product whose K was split.
 //
-//   partial (binding `a`) is [SPLITS][replicas][m, c_stride], laid out in a replica like C
-//   ROW_SUMS: extra[r][row] = sum over s of the partial row sums (binding `b`), [SPLITS][replicas][extra_replica]
+//   partial (binding `a`) is [SPLITS][replicas][m, c_stride], a_replica floats apart
+//   ROW_SUMS: extra[r][row] = sum over s of the partial row sums (binding `b`), [SPLITS][replicas][m], b_replica floats apart
 //
 // The first half is a member of the family that was given the same SPLITS, TRANSPOSE_A, TRANSPOSE_B and ROW_SUMS, with
 // `c` and `extra` bound to the partial buffers and the rest of the epilogue off; the epilogue is done here.
@@ -62,7 +62,10 @@ fn derivative(s: vec4<f32>) -> vec4<f32> {
         case 2u: { return 1.0 - s * s; }
         case 3u: {
             let t = safe_tanh(0.7978845608 * (s + 0.044715 * s * s * s));
-            return 0.5 * (1.0 + t) + 0.5 * s * (1.0 - t * t) * 0.7978845608 * (1.0 + 0.134145 * s * s);
+            let d = 0.5 * (1.0 + t) + 0.5 * s * (1.0 - t * t) * 0.7978845608 * (1.0 + 0.134145 * s * s);
+            // Past 6 the limit: 1 - t * t would multiply one rounding error of t by s^3.
+            let limit = select(vec4<f32>(), vec4<f32>(1.0), s > vec4<f32>());
+            return select(d, limit, abs(s) > vec4<f32>(6.0));
         }
         default: { return vec4<f32>(1.0); }
     }
@@ -107,13 +110,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let at = row * params.c_stride + col;
     var sum = vec4<f32>();
     for (var split = 0u; split < SPLITS; split++) {
-        sum += a[((split * params.replicas + replica) * params.c_replica + at) / 4u];
+        sum += a[((split * params.replicas + replica) * params.a_replica + at) / 4u];
     }
     finish(replica, 0u, row, col, sum);
     if ROW_SUMS && col == 0u {
         var row_sum = 0.0;
         for (var split = 0u; split < SPLITS; split++) {
-            let sums_at = (split * params.replicas + replica) * params.extra_replica + row;
+            let sums_at = (split * params.replicas + replica) * params.b_replica + row;
             row_sum += b[sums_at / 4u][sums_at % 4u];
         }
         finish_row_sum(replica, 0u, row, row_sum);

@@ -68,7 +68,10 @@ fn derivative(s: vec4<f32>) -> vec4<f32> {
         case 2u: { return 1.0 - s * s; }
         case 3u: {
             let t = safe_tanh(0.7978845608 * (s + 0.044715 * s * s * s));
-            return 0.5 * (1.0 + t) + 0.5 * s * (1.0 - t * t) * 0.7978845608 * (1.0 + 0.134145 * s * s);
+            let d = 0.5 * (1.0 + t) + 0.5 * s * (1.0 - t * t) * 0.7978845608 * (1.0 + 0.134145 * s * s);
+            // Past 6 the limit: 1 - t * t would multiply one rounding error of t by s^3.
+            let limit = select(vec4<f32>(), vec4<f32>(1.0), s > vec4<f32>());
+            return select(d, limit, abs(s) > vec4<f32>(6.0));
         }
         default: { return vec4<f32>(1.0); }
     }

@@ -22,11 +22,19 @@ pub struct DeviceArgs {
     /// Graphics API: vulkan, metal or dx12 [env: WGPU_BACKEND].
     #[arg(long, value_name = "API")]
     backend: Option<String>,
+    /// Kernel choices that `limbeck tune` measured on this device, instead of the built-in ones.
+    #[arg(long, value_name = "FILE")]
+    profile: Option<PathBuf>,
 }
 
 impl DeviceArgs {
     pub fn choice(&self) -> AdapterChoice {
-        AdapterChoice { adapter: self.adapter.clone(), backend: self.backend.clone(), checked: false }
+        AdapterChoice {
+            adapter: self.adapter.clone(),
+            backend: self.backend.clone(),
+            profile: self.profile.clone(),
+            checked: false,
+        }
     }
 
     /// Opens the device and says on stderr which one it is.

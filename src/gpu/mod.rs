@@ -7,6 +7,7 @@ pub mod device;
 pub mod environment;
 pub mod pipeline;
 pub mod plan;
+pub mod profile;
 pub mod readback;
 pub mod tensor;
 
