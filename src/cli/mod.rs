@@ -1,5 +1,6 @@
 //! The command line: one file per subcommand.
 
+mod bench;
 mod common;
 mod demo;
 mod devices;
@@ -7,6 +8,7 @@ mod distill;
 mod eval;
 mod job;
 mod train;
+mod tune;
 
 use clap::{Parser, Subcommand};
 
@@ -39,6 +41,10 @@ enum Command {
     Distill(distill::Args),
     /// Measure a network on a data set: errors, NLL, agreement with a teacher.
     Eval(eval::Args),
+    /// Measure the kernels and the step on this device.
+    Bench(bench::Args),
+    /// Find the fastest kernels for a configuration on this device, once.
+    Tune(tune::Args),
 }
 
 /// Parses the process's arguments and runs the command. Usage errors of the parser leave the
@@ -53,5 +59,7 @@ pub fn run() -> Result<()> {
         Command::Train(args) => train::run(&args),
         Command::Distill(args) => distill::run(&args),
         Command::Eval(args) => eval::run(&args),
+        Command::Bench(args) => bench::run(&args),
+        Command::Tune(args) => tune::run(&args),
     }
 }
