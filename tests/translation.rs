@@ -14,7 +14,7 @@ use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use common::{Variant, variants};
+use common::{EXPECTED, Variant, count, variants};
 use naga::back::{hlsl, msl, spv};
 use naga::proc::{BoundsCheckPolicies, BoundsCheckPolicy};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
@@ -71,6 +71,11 @@ fn every_shader_file_is_in_the_list_of_kernels() {
     let mut listed: Vec<_> = limbeck::kernels::all().iter().map(|k| k.name).collect();
     listed.sort_unstable();
     assert_eq!(files, listed);
+}
+
+#[test]
+fn no_kernel_and_no_variant_is_missing() {
+    assert_eq!(count(&variants()), EXPECTED, "if the change is meant, say so in EXPECTED");
 }
 
 #[test]

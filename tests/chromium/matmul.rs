@@ -41,15 +41,16 @@ pub(crate) fn dispatch(variant: &Variant) -> Option<Dispatch<'_>> {
     let saved = random.values(REPLICAS * M * N, 1.0);
     let k_chunk = K.div_ceil(parts).next_multiple_of(4);
 
-    let (group_rows, group_cols) = match (lanes, number("ROWS")) {
-        _ if reduce => (64 / (c_stride / 4).min(64), c_stride),
-        (Some(lanes), _) => (number("ROW_BLOCKS")? * lanes, number("COL_VECS")? * lanes * 4),
-        (None, Some(rows)) => (number("GROUP_ROWS")? * rows, number("GROUP_COLS")? * number("COL_VECS")? * 4),
-        (None, None) => (8, 8),
+    let tiles = |rows: usize, cols: usize| [c_stride.div_ceil(cols), M.div_ceil(rows), REPLICAS * parts];
+    let grid = match (variant.kernel, lanes) {
+        ("matmul_plain", _) => tiles(8, 8),
+        ("matmul_reduce", _) => [(M * c_stride / 4).div_ceil(64), 1, REPLICAS],
+        (_, Some(lanes)) => tiles(number("ROW_BLOCKS")? * lanes, number("COL_VECS")? * lanes * 4),
+        _ => tiles(number("GROUP_ROWS")? * number("ROWS")?, number("GROUP_COLS")? * number("COL_VECS")? * 4),
     };
     let mut out = Dispatch {
         variant,
-        grid: [c_stride.div_ceil(group_cols), M.div_ceil(group_rows), REPLICAS * parts].map(|n| n as u32),
+        grid: grid.map(|n| n as u32),
         params: vec![
             ("m", M),
             ("n", N),
