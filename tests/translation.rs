@@ -237,8 +237,9 @@ fn hlsl_of(variant: &Variant, module: &naga::Module, info: &ModuleInfo, checked:
 fn glslang(file: &Path, text: &str) -> Command {
     std::fs::write(file, text).expect("a temporary file");
     let mut command = Command::new("glslangValidator");
-    command.args(["-D", "-V", "--target-env", "vulkan1.1", "-e", "main", "-S", "comp", "-o", "/dev/null"]);
-    command.arg(file);
+    // Down to SPIR-V, unoptimised: it is the reading that counts.
+    command.args(["-D", "-V", "-Od", "--target-env", "vulkan1.1", "-e", "main", "-S", "comp"]);
+    command.args(["-o", "/dev/null"]).arg(file);
     command
 }
 

@@ -23,7 +23,14 @@ use serde_json::{Value, json};
 const SUBGROUP: usize = 4;
 
 /// How many variants of each kernel run, by hand for the same reason as in `common`.
-const RUN: &[(&str, usize)] = &[("matmul_plain", 16), ("head", 15)];
+const RUN: &[(&str, usize)] = &[
+    ("matmul_plain", 16),
+    ("matmul_vec4", 40),
+    ("matmul_tile", 60),
+    ("matmul_subgroup", 20),
+    ("matmul_reduce", 12),
+    ("head", 15),
+];
 
 fn dispatch(variant: &Variant) -> Option<Dispatch<'_>> {
     match variant.kernel {

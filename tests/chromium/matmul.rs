@@ -12,31 +12,39 @@ const N: usize = 29;
 const K: usize = 43;
 const REPLICAS: usize = 2;
 
-/// The dispatch of a variant; none where it wants another subgroup size.
+/// The dispatch of a variant; none where it wants another subgroup size, or differs from one that
+/// runs only in how often it splits K: a software driver takes half a second to build each.
 pub(crate) fn dispatch(variant: &Variant) -> Option<Dispatch<'_>> {
     let number = |name| variant.constant(name).map(|v| v.parse::<usize>().expect("a number"));
     let flag = |name| variant.constant(name) == Some("true");
     let lanes = number("LANES");
-    if lanes.is_some_and(|lanes| lanes != SUBGROUP) {
+    let splits = number("SPLITS").unwrap_or(1);
+    if lanes.is_some_and(|lanes| lanes != SUBGROUP) || splits > 2 {
         return None;
     }
     let reduce = variant.kernel == "matmul_reduce";
-    let splits = number("SPLITS").unwrap_or(1);
     // The kernel's own splits; matmul_reduce takes them in and gives one product out.
     let parts = if reduce { 1 } else { splits };
 
     let (transpose_a, transpose_b) = (flag("TRANSPOSE_A"), flag("TRANSPOSE_B"));
-    let (a_rows, a_cols) = if transpose_a { (K, M) } else { (M, K) };
-    let (b_rows, b_cols) = if transpose_b { (N, K) } else { (K, N) };
-    let (a_rows, a_cols) = if reduce { (splits * REPLICAS * M, N) } else { (a_rows, a_cols) };
+    // The operands of a product, or the splits' products and row sums. B is one for both replicas, as
+    // a teacher's weights are.
+    let [a_sets, a_rows, a_cols] = match reduce {
+        true => [splits * REPLICAS, M, N],
+        false if transpose_a => [REPLICAS, K, M],
+        false => [REPLICAS, M, K],
+    };
+    let [b_sets, b_rows, b_cols] = match reduce {
+        true => [splits * REPLICAS, 1, M],
+        false if transpose_b => [1, N, K],
+        false => [1, K, N],
+    };
     let stride = |cols: usize| cols.next_multiple_of(4);
     let (c_stride, m_stride) = (stride(N), stride(M));
 
     let mut random = Random(7);
-    let a = random.values(REPLICAS * a_rows * a_cols, 1.0);
-    // One for both replicas, as a teacher's weights are.
-    let b = random.values(b_rows * b_cols, 1.0);
-    let partial_sums = random.values(splits * REPLICAS * M, 1.0);
+    let a = random.values(a_sets * a_rows * a_cols, 1.0);
+    let b = random.values(b_sets * b_rows * b_cols, 1.0);
     let (before, bias) = (random.values(REPLICAS * M * N, 1.0), random.values(REPLICAS * N, 1.0));
     let saved = random.values(REPLICAS * M * N, 1.0);
     let k_chunk = K.div_ceil(parts).next_multiple_of(4);
@@ -59,7 +67,7 @@ pub(crate) fn dispatch(variant: &Variant) -> Option<Dispatch<'_>> {
             ("b_stride", stride(b_cols)),
             ("c_stride", c_stride),
             ("a_replica", a_rows * stride(a_cols)),
-            ("b_replica", 0),
+            ("b_replica", if b_sets == 1 { 0 } else { b_rows * stride(b_cols) }),
             ("c_replica", M * c_stride),
             ("bias_replica", c_stride),
             ("extra_replica", if flag("KEEP") { M * c_stride } else { m_stride }),
@@ -68,14 +76,13 @@ pub(crate) fn dispatch(variant: &Variant) -> Option<Dispatch<'_>> {
             ("col_start", 0),
             ("k_chunk", k_chunk),
             ("replicas", REPLICAS),
-            ("c_split", REPLICAS * M * c_stride),
         ]
         .into_iter()
         .map(|(name, value)| (name, value as u32))
         .collect(),
         buffers: vec![
             ("a", rows(&a, a_cols, stride(a_cols))),
-            ("b", if reduce { rows(&partial_sums, M, m_stride) } else { rows(&b, b_cols, stride(b_cols)) }),
+            ("b", rows(&b, b_cols, stride(b_cols))),
             ("bias", rows(&bias, N, c_stride)),
             ("saved", rows(&saved, N, c_stride)),
             (
@@ -102,7 +109,7 @@ pub(crate) fn dispatch(variant: &Variant) -> Option<Dispatch<'_>> {
                 Matrix::new(splits, len, (0..splits).flat_map(split).collect())
             };
             z = reshaped(column_sums(&stacked(&a, M * N)), M, N);
-            (n, sums, sums_n) = (splits, column_sums(&stacked(&partial_sums, M)), splits);
+            (n, sums, sums_n) = (splits, column_sums(&stacked(&b, M)), splits);
         } else {
             let k = s * k_chunk..K.min((s + 1) * k_chunk);
             let (a, b) = (part(&a, r, a_rows, a_cols), part(&b, 0, b_rows, b_cols));
