@@ -82,6 +82,13 @@ impl Dispatch<'_> {
     }
 }
 
+/// The value of a constant in the text, whether the host filled it in or not.
+pub(crate) fn constant<'v>(variant: &'v Variant, name: &str) -> Option<&'v str> {
+    let start = format!("const {name}:");
+    let (_, value) = variant.source.lines().find(|line| line.starts_with(&start))?.split_once('=')?;
+    Some(value.trim().trim_end_matches(';').trim_end_matches('u'))
+}
+
 /// Uniforms come in units of 16 bytes.
 fn padded(mut bits: Vec<u32>) -> Vec<u32> {
     bits.resize(bits.len().next_multiple_of(4), 0);

@@ -5,7 +5,7 @@ use limbeck::kernels::step::Step;
 use limbeck::reference::{Bounded, Head, Matrix, Rounded, SoftLoss};
 
 use crate::common::Variant;
-use crate::dispatch::{Dispatch, Expected, Random, poisoned, rows};
+use crate::dispatch::{Dispatch, Expected, Random, constant, poisoned, rows};
 
 const BATCH: usize = 67;
 const LIVE: usize = 66;
@@ -19,9 +19,9 @@ const WIDTH: usize = 8;
 const JUDGED: usize = 6;
 
 pub(crate) fn dispatch(variant: &Variant) -> Dispatch<'_> {
-    let flag = |name| variant.constant(name) == Some("true");
+    let flag = |name| constant(variant, name) == Some("true");
     let (soft, by_index) = (flag("SOFT"), flag("BY_INDEX"));
-    let lanes: usize = variant.constant("LANES").and_then(|v| v.parse().ok()).expect("a number of lanes");
+    let lanes: usize = constant(variant, "LANES").and_then(|v| v.parse().ok()).expect("a number of lanes");
     let mut random = Random(8);
     let z = random.values(REPLICAS * BATCH * K, 6.0);
     // One teacher for both replicas.

@@ -5,7 +5,7 @@ use limbeck::reference::{Activation, Bounded, Matrix, Rounded};
 
 use crate::SUBGROUP;
 use crate::common::Variant;
-use crate::dispatch::{Dispatch, Expected, Random, poisoned, rows};
+use crate::dispatch::{Dispatch, Expected, Random, constant, poisoned, rows};
 
 const M: usize = 37;
 const N: usize = 29;
@@ -15,8 +15,8 @@ const REPLICAS: usize = 2;
 /// The dispatch of a variant; none where it wants another subgroup size, or differs from one that
 /// runs only in how often it splits K: a software driver takes half a second to build each.
 pub(crate) fn dispatch(variant: &Variant) -> Option<Dispatch<'_>> {
-    let number = |name| variant.constant(name).map(|v| v.parse::<usize>().expect("a number"));
-    let flag = |name| variant.constant(name) == Some("true");
+    let number = |name| constant(variant, name).map(|v| v.parse::<usize>().expect("a number"));
+    let flag = |name| constant(variant, name) == Some("true");
     let lanes = number("LANES");
     let splits = number("SPLITS").unwrap_or(1);
     if lanes.is_some_and(|lanes| lanes != SUBGROUP) || splits > 2 {
@@ -134,7 +134,7 @@ pub(crate) fn dispatch(variant: &Variant) -> Option<Dispatch<'_>> {
             let (offset, stride) = (at * m_stride, m_stride);
             out.expected.push(Expected { binding: "extra", offset, stride, value: sums, n: sums_n });
         }
-        let code = |name| activation(variant.constant(name));
+        let code = |name| activation(constant(variant, name));
         let (c, n) = match (code("ACTIVATION"), code("MASK")) {
             (Activation::Identity, Activation::Identity) => (z, n),
             (activation, Activation::Identity) => (activation.forward_bounded(&z, n), 1),

@@ -40,13 +40,6 @@ impl Variant {
         name
     }
 
-    /// The value of a constant in the text, whether the host fills it in or not.
-    pub(crate) fn constant(&self, name: &str) -> Option<&str> {
-        let start = format!("const {name}:");
-        let (_, value) = self.source.lines().find(|line| line.starts_with(&start))?.split_once('=')?;
-        Some(value.trim().trim_end_matches(';').trim_end_matches('u'))
-    }
-
     /// Whether the code (not a comment) uses something whose name begins with `word`.
     pub(crate) fn uses(&self, word: &str) -> bool {
         let code = self.source.lines().map(|line| line.split("//").next().unwrap_or_default());
