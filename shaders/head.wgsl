@@ -9,11 +9,13 @@
 //   z [r, batch, k], v [r, batch, k] or by row number [n, k] (BY_INDEX), d_z as z,
 //   stats [r, slots * batch, 8]: one row per sample of every step of the submission
 //
-// LANES invocations share a row; a workgroup of 64 holds 64 / LANES rows. The logits are walked
-// twice: once for the maxima and sums (online, a BLOCK at a time, so that each is loaded once and a
-// long sum stays a sum of short ones), once for losses and gradient. Everything is in log space with
-// the maximum subtracted before the division by T; sums run in a fixed order: each lane over its
-// stride, then a tree. Rows past the step's `rows` give zeros.
+// LANES invocations share a row; a workgroup of 64 holds 64 / LANES rows. The first walk finds the
+// maxima and the sums below them, online, a BLOCK of elements per lane at a time; the second gives
+// losses and gradient. With HELD a row is one block: what the first walk loaded and exponentiated
+// stays in registers, so z and v are read once. Everything is in log space with the maximum
+// subtracted before the division by T. Sums run in a fixed order: RUN elements, then the runs of a
+// lane, then a tree over the lanes; so a long sum stays a sum of short ones.
+// Rows past the step's `rows` give zeros.
 // Reference: reference::head. Host: src/kernels/head.rs.
 
 struct Params {
@@ -36,10 +38,12 @@ struct Step {
 }
 
 const LANES: u32 = 64u;
+const BLOCK: u32 = 32u;
+const HELD: bool = false;
 const SOFT: bool = true;
 const BY_INDEX: bool = false;
 
-const BLOCK: u32 = 32u;
+const RUN: u32 = 32u;
 const UNLABELLED: u32 = 0xffffffffu;
 const LOWEST: f32 = -3.4028234e38;
 
@@ -134,71 +138,101 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     var sum = vec3<f32>();
     var z_block: array<f32, BLOCK>;
     var v_block: array<f32, BLOCK>;
+    // With HELD: the exponentials themselves.
+    var q1_block: array<f32, BLOCK>;
+    var q_block: array<f32, BLOCK>;
+    var p_block: array<f32, BLOCK>;
     for (var start = lane; start < k; start += BLOCK * LANES) {
         let count = min(BLOCK, (k - start + LANES - 1u) / LANES);
         let before = top;
         for (var i = 0u; i < count; i++) {
             let j = start + i * LANES;
-            z_block[i] = z[z_at + j];
-            if z_block[i] > top.x { top.x = z_block[i]; top.y = f32(j); }
+            let zj = z[z_at + j];
+            z_block[i] = zj;
+            if zj > top.x { top.x = zj; top.y = f32(j); }
             if SOFT {
-                v_block[i] = v[v_at + j];
-                if v_block[i] > top.z { top.z = v_block[i]; top.w = f32(j); }
+                let vj = v[v_at + j];
+                v_block[i] = vj;
+                if vj > top.z { top.z = vj; top.w = f32(j); }
             }
         }
-        var part = vec3<f32>();
-        for (var i = 0u; i < count; i++) {
-            let below = z_block[i] - top.x;
-            part.x += exp(below);
-            if SOFT {
-                part.y += exp(below * inv_t);
-                part.z += exp((v_block[i] - top.z) * inv_t);
+        if start > lane { sum *= rescale(before, top, inv_t); }
+        for (var run = 0u; run < count; run += RUN) {
+            var part = vec3<f32>();
+            for (var i = run; i < min(count, run + RUN); i++) {
+                let below = z_block[i] - top.x;
+                let q1 = exp(below);
+                part.x += q1;
+                if HELD { q1_block[i] = q1; }
+                if SOFT {
+                    let q = exp(below * inv_t);
+                    let p = exp((v_block[i] - top.z) * inv_t);
+                    part.y += q;
+                    part.z += p;
+                    if HELD { q_block[i] = q; p_block[i] = p; }
+                }
             }
-        }
-        if start == lane {
-            sum = part;
-        } else {
-            sum = sum * rescale(before, top, inv_t) + part;
+            sum += part;
         }
     }
+    var lower = vec3<f32>(1.0);
     if LANES > 1u {
         let own = top;
         top = row_top(own, local);
         // A lane without elements has sums of zero and no maximum to speak of.
-        if lane < k { sum *= rescale(own, top, inv_t); }
-        sum = row_sum(vec4<f32>(sum, 0.0), local).xyz;
+        if lane < k { lower = rescale(own, top, inv_t); }
+        sum = row_sum(vec4<f32>(sum * lower, 0.0), local).xyz;
     }
-    let log_sum = log(max(sum, vec3<f32>(1.0)));
+    sum = max(sum, vec3<f32>(1.0));
+    let log_sum = log(sum);
+    let share = lower / sum;
 
     let labelled = label != UNLABELLED;
     let even = now.smoothing / f32(params.k);
     let hard_weight = select(0.0, now.hard_weight, labelled);
+    let soft_weight = now.soft_weight * t;
     let scale = 1.0 / f32(max(now.rows, 1u));
+    // Hard loss, soft loss, squared norms of the hard and the soft gradient.
     var total = vec4<f32>();
-    var bad = 0.0;
-    for (var start = lane; start < k; start += BLOCK * LANES) {
-        let end = min(k, start + BLOCK * LANES);
-        // Hard loss, soft loss, squared norms of the hard and the soft gradient.
+    for (var start = lane; start < k; start += RUN * LANES) {
+        let end = min(k, start + RUN * LANES);
         var part = vec4<f32>();
         for (var j = start; j < end; j += LANES) {
-            let below = z[z_at + j] - top.x;
-            let log_q1 = below - log_sum.x;
-            let y = even + select(0.0, 1.0 - now.smoothing, j == label);
-            let hard = hard_weight * (exp(log_q1) - y);
-            part.x -= select(0.0, y * log_q1, labelled && y != 0.0);
+            let i = j / LANES;
+            var below: f32;
+            var q1: f32;
+            if HELD {
+                below = z_block[i] - top.x;
+                q1 = q1_block[i] * share.x;
+            } else {
+                below = z[z_at + j] - top.x;
+                q1 = exp(below - log_sum.x);
+            }
+            var y = even;
+            if j == label { y += 1.0 - now.smoothing; }
+            if y != 0.0 { part.x -= y * (below - log_sum.x); }
+            let hard = hard_weight * (q1 - y);
             var soft = 0.0;
             if SOFT {
                 let log_q = below * inv_t - log_sum.y;
-                let log_p = (v[v_at + j] - top.z) * inv_t - log_sum.z;
-                let p = exp(log_p);
-                soft = now.soft_weight * t * (exp(log_q) - p);
+                var log_p: f32;
+                var q: f32;
+                var p: f32;
+                if HELD {
+                    log_p = (v_block[i] - top.z) * inv_t - log_sum.z;
+                    q = q_block[i] * share.y;
+                    p = p_block[i] * share.z;
+                } else {
+                    log_p = (v[v_at + j] - top.z) * inv_t - log_sum.z;
+                    q = exp(log_q);
+                    p = exp(log_p);
+                }
+                soft = soft_weight * (q - p);
                 part.y += p * (log_p - log_q);
             }
-            let gradient = (hard + soft) * scale;
-            bad = max(bad, non_finite(gradient));
             part.z += hard * hard;
             part.w += soft * soft;
-            d_z[z_at + j] = gradient;
+            d_z[z_at + j] = (hard + soft) * scale;
         }
         total += part;
     }
@@ -209,14 +243,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         }
     }
     let all = row_sum(total, local);
-    let any_bad = row_sum(vec4<f32>(bad, 0.0, 0.0, 0.0), local).x;
     if lane == 0u && row < params.batch {
         let soft_loss = t * t * all.y;
-        let flag = max(select(0.0, 1.0, any_bad > 0.0), max(non_finite(all.x), non_finite(soft_loss)));
+        // A gradient that is not finite makes its squared norm so.
+        let flag = max(max(non_finite(all.x), non_finite(soft_loss)), max(non_finite(all.z), non_finite(all.w)));
         let correct = select(0.0, 1.0, labelled && u32(top.y) == label);
         let agree = select(0.0, 1.0, live && SOFT && top.y == top.w);
         let to = (replica * params.stats_replica + (slot.x * params.batch + row) * 8u) / 4u;
-        stats[to] = vec4<f32>(all.x, select(0.0, soft_loss, SOFT), correct, agree);
+        stats[to] = vec4<f32>(select(0.0, all.x, labelled), select(0.0, soft_loss, SOFT), correct, agree);
         stats[to + 1u] = vec4<f32>(flag, select(0.0, 1.0, labelled), all.z, all.w);
     }
 }

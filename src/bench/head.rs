@@ -4,7 +4,7 @@ use crate::bench::{Record, hold, peak::Peak, time, values};
 use crate::error::Result;
 use crate::gpu::plan::SLOTS;
 use crate::gpu::{Gpu, Plan, Tensor};
-use crate::kernels::head::{self, Head, Teacher};
+use crate::kernels::head::{self, FORMS, Form, Head, Teacher};
 use crate::kernels::{metrics, step};
 use crate::reference::{self, Matrix, SoftLoss};
 
@@ -18,12 +18,11 @@ pub const SHAPES: &[(&str, usize, usize)] = &[
     ("head/wide-classes", 512, 32_000),
 ];
 
-/// Times the head over the named shapes, in the form that a run uses and in every lane count with
-/// `all_lanes`.
+/// Times the head over the named shapes, in the forms named or else the one that a run uses.
 ///
 /// # Errors
 /// [`crate::Error::Run`] where a result is wrong; [`crate::Error::Device`].
-pub fn run(gpu: &Gpu, peak: &Peak, names: &[String], all_lanes: bool) -> Result<Vec<Record>> {
+pub fn run(gpu: &Gpu, peak: &Peak, names: &[String], variants: &[String]) -> Result<Vec<Record>> {
     let mut records = Vec::new();
     for &(name, batch, k) in SHAPES {
         if !names.is_empty() && !names.iter().any(|n| n == name || n == "head" || name.ends_with(n.as_str()))
@@ -31,12 +30,16 @@ pub fn run(gpu: &Gpu, peak: &Peak, names: &[String], all_lanes: bool) -> Result<
             continue;
         }
         let bench = Logits::new(gpu, batch, k)?;
-        let lanes = if all_lanes { head::LANES.to_vec() } else { vec![head::lanes_for(gpu, k)] };
-        for lanes in lanes {
-            let times = time(gpu, &bench.checked(gpu, lanes)?)?;
+        let chosen = Form::of(gpu, k);
+        for form in FORMS.into_iter().filter(|f| f.takes(k)) {
+            let named = variants.contains(&form.text());
+            if !named && (form != chosen || !variants.is_empty()) {
+                continue;
+            }
+            let times = time(gpu, &bench.checked(gpu, form)?)?;
             // z and v read once, d_z written once.
             let bytes = 3.0 * 4.0 * (batch * k) as f64;
-            let mut record = times.record("head", &format!("lanes-{lanes}"), name, 0.0, bytes);
+            let mut record = times.record("head", &form.text(), name, 0.0, bytes);
             record.fraction_of_copy = Some(bytes / times.median / peak.bytes);
             records.push(record);
         }
@@ -87,7 +90,7 @@ impl Logits {
     }
 
     /// The head's program, after its gradient was held to the reference on the first and last rows.
-    fn checked(&self, gpu: &Gpu, lanes: u32) -> Result<crate::gpu::Program> {
+    fn checked(&self, gpu: &Gpu, form: Form) -> Result<crate::gpu::Program> {
         let mut plan = Plan::new(gpu);
         let io = Head {
             steps: &self.ring,
@@ -99,7 +102,7 @@ impl Logits {
             stats: &self.stats,
         };
         self.d_z.fill_bits(gpu, 0x7fc0_0000);
-        head::record(&mut plan, "head", &io, lanes)?;
+        head::record(&mut plan, "head", &io, form)?;
         let program = plan.finish()?;
         program.submit(gpu, 1)?;
         let [_, batch, k] = self.z.shape;
@@ -119,7 +122,7 @@ impl Logits {
             let labels: Vec<_> = self.labels[rows.clone()].iter().map(|l| Some(*l as usize)).collect();
             let expected = oracle.evaluate(&part(0), Some(&part(1)), &labels).d_z;
             let got = self.d_z.rows(rows).read_blocking::<f32>(gpu)?;
-            hold(&format!("head {batch} x {k} with {lanes} lanes"), &got, &expected, 2)?;
+            hold(&format!("head {batch} x {k}, form {}", form.text()), &got, &expected, 2)?;
         }
         Ok(program)
     }

@@ -56,7 +56,7 @@ pub fn run(args: &Args) -> Result<()> {
         records.extend(matmul::run(&gpu, &best, &matmul::shapes(&args.shapes), &args.variant)?);
     }
     if all || matches!(args.what, What::Head) {
-        records.extend(head::run(&gpu, &best, &args.shapes, !args.variant.is_empty())?);
+        records.extend(head::run(&gpu, &best, &args.shapes, &args.variant)?);
     }
     let mut profiles = Vec::new();
     if all || matches!(args.what, What::Step { .. }) {

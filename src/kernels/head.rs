@@ -19,8 +19,56 @@ params! {
     }
 }
 
-/// Invocations that share a row.
-pub const LANES: [u32; 5] = [1, 4, 8, 16, 64];
+/// How a row is shared out: see the shader.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Form {
+    /// Invocations that share a row.
+    pub lanes: u32,
+    /// Elements that a lane has in hand at once.
+    pub block: u32,
+    /// Whether a row is one block, so that nothing is read twice.
+    pub held: bool,
+}
+
+const fn form(lanes: u32, block: u32, held: bool) -> Form {
+    Form { lanes, block, held }
+}
+
+/// Every form that the host can ask for.
+pub const FORMS: [Form; 6] = [
+    form(1, 32, true),
+    form(1, 1024, true),
+    form(1, 32, false),
+    form(8, 32, true),
+    form(64, 16, true),
+    form(64, 32, false),
+];
+
+impl Form {
+    /// The form for `k` classes. On a software driver every barrier costs more than it shares: there
+    /// a row is one invocation's, and its stack holds a long one.
+    pub fn of(gpu: &Gpu, k: usize) -> Self {
+        let software = gpu.report.kind == "software";
+        match k {
+            0..=32 => FORMS[0],
+            33..=1024 if software => FORMS[1],
+            _ if software => FORMS[2],
+            33..=256 => FORMS[3],
+            257..=1024 => FORMS[4],
+            _ => FORMS[5],
+        }
+    }
+
+    /// Whether a row of `k` classes can be walked in this form.
+    pub fn takes(&self, k: usize) -> bool {
+        !self.held || k <= (self.block * self.lanes) as usize
+    }
+
+    /// `64x16 held`: lanes, block.
+    pub fn text(&self) -> String {
+        format!("{}x{}{}", self.lanes, self.block, if self.held { " held" } else { "" })
+    }
+}
 
 /// `shaders/head.wgsl`.
 pub static KERNEL: Kernel = Kernel {
@@ -28,19 +76,21 @@ pub static KERNEL: Kernel = Kernel {
     source: shader!("head"),
     params: Params::FIELDS,
     variants: || {
-        let forms = [(false, false), (true, false), (true, true)];
-        LANES
+        let teachers = [(false, false), (true, false), (true, true)];
+        FORMS
             .iter()
-            .flat_map(|l| forms.map(|(soft, by_index)| constants(*l, soft, by_index)))
+            .flat_map(|form| teachers.map(|(soft, by_index)| constants(form, soft, by_index)))
             .collect()
     },
 };
 /// This module's part of the list of kernels.
 pub const KERNELS: &[&Kernel] = &[&KERNEL];
 
-fn constants(lanes: u32, soft: bool, by_index: bool) -> Constants {
+fn constants(form: &Form, soft: bool, by_index: bool) -> Constants {
     vec![
-        ("LANES", Constant::U32(lanes)),
+        ("LANES", Constant::U32(form.lanes)),
+        ("BLOCK", Constant::U32(form.block)),
+        ("HELD", Constant::Bool(form.held)),
         ("SOFT", Constant::Bool(soft)),
         ("BY_INDEX", Constant::Bool(by_index)),
     ]
@@ -75,21 +125,11 @@ pub struct Head<'a> {
     pub stats: &'a Tensor,
 }
 
-/// The number of lanes for `k` classes: as many as keep busy, few where rows are short. On a
-/// software driver every barrier costs more than it shares: there a row is one invocation's.
-pub fn lanes_for(gpu: &Gpu, k: usize) -> u32 {
-    match (gpu.report.kind, k) {
-        ("software", _) | (_, 0..=32) => 1,
-        (_, 33..=256) => 8,
-        _ => 64,
-    }
-}
-
-/// Records the loss head with `lanes` invocations to a row (one of [`LANES`]).
+/// Records the loss head in a form that takes its classes.
 ///
 /// # Errors
 /// As [`Plan::dispatch`].
-pub fn record(plan: &mut Plan<'_>, label: &str, head: &Head<'_>, lanes: u32) -> Result<()> {
+pub fn record(plan: &mut Plan<'_>, label: &str, head: &Head<'_>, form: Form) -> Result<()> {
     let [replicas, batch, k] = head.z.shape;
     assert_eq!(head.d_z.shape, head.z.shape, "{label}: d_z and z differ");
     assert_eq!(head.d_z.replica_stride, head.z.replica_stride);
@@ -100,10 +140,11 @@ pub fn record(plan: &mut Plan<'_>, label: &str, head: &Head<'_>, lanes: u32) -> 
         Teacher::Cached(v) => (v, true, true),
     };
     assert_eq!(v.shape[2], k, "{label}: teacher and student classes differ");
-    let per_group = 64 / lanes as usize;
+    assert!(form.takes(k), "{label}: {k} classes in the form {}", form.text());
+    let per_group = 64 / form.lanes as usize;
     plan.dispatch(Call {
         kernel: &KERNEL,
-        constants: constants(lanes, soft, by_index),
+        constants: constants(&form, soft, by_index),
         label,
         params: Params {
             batch: batch as u32,

@@ -14,7 +14,7 @@ pub(crate) const EXPECTED: &[(&str, usize)] = &[
     ("matmul_tile", 60),
     ("matmul_subgroup", 180),
     ("matmul_reduce", 12),
-    ("head", 15),
+    ("head", 18),
     ("metrics", 1),
     ("sgd", 2),
     ("adam", 2),
