@@ -81,6 +81,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         return;
     }
     var sum = 0.0;
+    var kept = 0.0;
     var row_sum = 0.0;
     if col < params.n {
         let a_base = replica * params.a_replica;
@@ -94,10 +95,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         let at = row * params.c_stride + col;
         if ACCUMULATE { sum += c[replica * params.c_replica + at]; }
         if BIAS { sum += bias[replica * params.bias_replica + col]; }
-        if KEEP { extra[replica * params.extra_replica + at] = sum; }
+        kept = sum;
         sum = activate(sum);
         if MASK != 0u { sum *= derivative(saved[replica * params.saved_replica + at]); }
     }
+    // Padding columns too: they become zeros.
     c[replica * params.c_replica + row * params.c_stride + col] = sum;
+    if KEEP { extra[replica * params.extra_replica + row * params.c_stride + col] = kept; }
     if ROW_SUMS && col == 0u { extra[replica * params.extra_replica + row] = row_sum; }
 }

@@ -8,3 +8,4 @@ pub mod mlp;
 pub mod reference;
 pub mod rng;
 pub mod train;
+pub mod verify;

@@ -1,0 +1,223 @@
+//! The fixed lists of cases: sizes that fit no tile, and every combination of constants.
+
+use crate::kernels::adam::Adam;
+use crate::kernels::head::LANES;
+use crate::verify::head::{From, fits};
+use crate::verify::inputs::Data;
+use crate::verify::matmul::{Ends, MEMBERS, Member, Shared};
+use crate::verify::zone::Padding;
+use crate::verify::{Case, adam, gather, head, matmul, metrics, sgd};
+
+/// m, n, k: each of 1, 3, 31, 64, 65 and 257 in each place.
+pub const MATMUL_SIZES: [[usize; 3]; 9] = [
+    [1, 1, 1],
+    [1, 3, 31],
+    [3, 1, 65],
+    [31, 64, 3],
+    [64, 31, 257],
+    [65, 65, 64],
+    [257, 3, 1],
+    [3, 257, 64],
+    [65, 257, 31],
+];
+
+/// Batch and classes: each awkward batch, each class count that a shader treats in its own way.
+pub const HEAD_SIZES: [[usize; 2]; 10] =
+    [[1, 2], [3, 10], [31, 10], [64, 31], [65, 3], [257, 10], [31, 65], [3, 257], [2, 1000], [65, 64]];
+
+fn padding(i: usize) -> Padding {
+    [
+        Padding::NONE,
+        Padding { row: 1, replica: 0 },
+        Padding { row: 2, replica: 3 },
+        Padding { row: 0, replica: 1 },
+    ][i % 4]
+}
+
+/// Numbers cases, so that paddings, kinds of data and sharing all meet all options over a list
+/// without the product of everything.
+#[derive(Default)]
+struct Counter(usize);
+
+impl Counter {
+    fn next(&mut self) -> usize {
+        self.0 += 1;
+        self.0
+    }
+}
+
+fn matmul_case(i: usize, member: Member, replicas: usize, [m, n, k]: [usize; 3], option: usize) -> Case {
+    let (form, ends) = Ends::all()[option];
+    let shared = [Shared::None, Shared::A, Shared::B][i % 3];
+    Case::Matmul(matmul::Case {
+        member,
+        m,
+        n,
+        k,
+        replicas,
+        shared,
+        padding: padding(i),
+        form,
+        ends,
+        data: Data::ALL[i % Data::ALL.len()],
+        seed: i as u64,
+    })
+}
+
+fn matmuls(sizes: &[[usize; 3]]) -> Vec<Case> {
+    let mut i = Counter::default();
+    let mut all = Vec::new();
+    for member in MEMBERS {
+        for size in sizes {
+            for replicas in [1, 3] {
+                let of = |option| matmul_case(i.next(), *member, replicas, *size, option);
+                all.extend((0..Ends::all().len()).map(of));
+            }
+        }
+    }
+    all
+}
+
+/// Products so long that rounding errors, and split K, have room to show.
+pub fn long_products() -> Vec<Case> {
+    let options = Ends::all().len();
+    let of = |member: &Member| {
+        let member = *member;
+        (0..options).map(move |option| matmul_case(7, member, 1, [3, 2, 152_000], option))
+    };
+    let asked = |c: &matmul::Case| c.ends == Ends::default() || c.ends.row_sums;
+    MEMBERS.iter().flat_map(of).filter(|case| matches!(case, Case::Matmul(c) if asked(c))).collect()
+}
+
+fn head_case(i: usize, replicas: usize, lanes: u32, [batch, k]: [usize; 2], teacher: From) -> Case {
+    let temperatures = [1.0, 0.5, 4.0, 20.0, 100.0];
+    Case::Head(head::Case {
+        batch,
+        rows: if i % 4 == 0 { batch.div_ceil(2) } else { batch },
+        k,
+        replicas,
+        lanes,
+        teacher,
+        one_order: i % 3 == 0,
+        unlabelled: i % 2 == 0,
+        temperature: temperatures[i % temperatures.len()],
+        hard_weight: [0.25, 1.0, 0.0][i % 3],
+        soft_weight: [0.75, 1.0][i % 2],
+        smoothing: [0.0, 0.1][i / 2 % 2],
+        padding: padding(i),
+        data: Data::ALL[i % Data::ALL.len()],
+        seed: i as u64,
+    })
+}
+
+fn heads(sizes: &[[usize; 2]]) -> Vec<Case> {
+    let mut i = Counter::default();
+    let mut all = Vec::new();
+    for [batch, k] in sizes {
+        for lanes in LANES.into_iter().filter(|l| fits(*l, *k)) {
+            for replicas in [1, 3] {
+                let of = |teacher| head_case(i.next(), replicas, lanes, [*batch, *k], teacher);
+                all.extend(From::ALL.map(of));
+            }
+        }
+    }
+    all
+}
+
+/// A vocabulary's worth of classes.
+pub fn wide_heads() -> Vec<Case> {
+    From::ALL.iter().enumerate().map(|(i, teacher)| head_case(7 * i, 1, 64, [2, 152_000], *teacher)).collect()
+}
+
+fn gathers(sizes: &[[usize; 2]]) -> Vec<Case> {
+    let mut i = Counter::default();
+    let mut all = Vec::new();
+    for [batch, features] in sizes {
+        for bytes in [false, true] {
+            for replicas in [1, 3] {
+                let i = i.next();
+                all.push(Case::Gather(gather::Case {
+                    batch: *batch,
+                    rows: if i % 3 == 0 { batch / 2 } else { *batch },
+                    features: *features,
+                    items: [1, 31, 64, 257][i % 4],
+                    replicas,
+                    one_order: i % 2 == 0,
+                    bytes,
+                    chunks: 1 + i % 3,
+                    padding: padding(i),
+                    data: Data::ALL[i % Data::ALL.len()],
+                    seed: i as u64,
+                }));
+            }
+        }
+    }
+    all
+}
+
+fn reductions(batches: &[usize]) -> Vec<Case> {
+    let of = |(i, batch): (usize, &usize)| {
+        [1, 3].map(|replicas| {
+            let data = Data::ALL[i % Data::ALL.len()];
+            Case::Metrics(metrics::Case {
+                batch: *batch,
+                replicas,
+                padding: padding(i),
+                data,
+                seed: i as u64,
+            })
+        })
+    };
+    batches.iter().enumerate().flat_map(of).collect()
+}
+
+fn updates(lens: &[usize]) -> Vec<Case> {
+    let mut i = Counter::default();
+    let mut all = Vec::new();
+    for len in lens {
+        for (replicas, flag) in [(1, false), (3, true), (3, false), (1, true)] {
+            let i = i.next();
+            let (data, lr) = (Data::ALL[i % Data::ALL.len()], [1e-3, 0.1, 1.0][i % 3]);
+            let (len, seed) = (*len, i as u64);
+            let weight_decay = [0.0, 0.01][i / 3 % 2];
+            let momentum = [0.9, 0.0, 0.5][i % 3];
+            all.push(Case::Sgd(sgd::Case {
+                len,
+                replicas,
+                nesterov: flag,
+                momentum,
+                weight_decay,
+                lr,
+                data,
+                seed,
+            }));
+            let adam = Adam {
+                beta_1: 0.9,
+                beta_2: [0.999, 0.99][i % 2],
+                epsilon: [1e-8, 1e-7][i % 2],
+                weight_decay: f64::from(weight_decay),
+                decoupled: flag,
+            };
+            let step = [1, 2, 10, 1000][i % 4];
+            all.push(Case::Adam(adam::Case { len, replicas, adam, keras: i % 3 == 0, step, lr, data, seed }));
+        }
+    }
+    all
+}
+
+/// What the tests run: some six hundred cases.
+pub fn thorough() -> Vec<Case> {
+    let rest = [
+        gathers(&[[1, 1], [3, 31], [31, 64], [64, 3], [65, 65], [257, 257], [7, 784]]),
+        reductions(&[1, 3, 31, 64, 65, 257]),
+        updates(&[1, 3, 31, 64, 65, 257, 1021, 66_000]),
+    ];
+    [matmuls(&MATMUL_SIZES), long_products(), heads(&HEAD_SIZES), wide_heads(), rest.concat()].concat()
+}
+
+/// What doctor runs: every variant, on sizes past one tile.
+pub fn short() -> Vec<Case> {
+    let rest = [gathers(&[[65, 31], [31, 65]]), reductions(&[65]), updates(&[1021])];
+    [matmuls(&[[65, 67, 37], [3, 130, 257]]), heads(&[[65, 10], [3, 257]]), wide_heads(), rest.concat()]
+        .concat()
+}
