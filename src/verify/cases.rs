@@ -174,12 +174,15 @@ fn reductions(batches: &[usize]) -> Vec<Case> {
 fn updates(lens: &[usize]) -> Vec<Case> {
     let mut i = Counter::default();
     let mut all = Vec::new();
+    let flags = [false, true].into_iter().flat_map(|f| [(f, 0.0), (f, 0.01)]);
+    let options: Vec<_> = flags.flat_map(|(flag, decay)| [(flag, decay, 1), (flag, decay, 3)]).collect();
     for len in lens {
-        for (replicas, flag) in [(1, false), (3, true), (3, false), (1, true)] {
+        for (flag, weight_decay, replicas) in options.clone() {
             let i = i.next();
-            let (data, lr) = (Data::ALL[i % Data::ALL.len()], [1e-3, 0.1, 1.0][i % 3]);
+            // Every option meets ordinary numbers, on which it shows, and in turn the hard ones.
+            let data = if replicas == 3 { Data::Random } else { Data::ALL[i % Data::ALL.len()] };
+            let lr = [1e-3, 0.1, 0.5][i % 3];
             let (len, seed) = (*len, i as u64);
-            let weight_decay = [0.0, 0.01][i / 3 % 2];
             let momentum = [0.9, 0.0, 0.5][i % 3];
             all.push(Case::Sgd(sgd::Case {
                 len,

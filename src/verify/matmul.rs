@@ -116,7 +116,11 @@ pub struct Case {
 
 impl Case {
     pub(super) fn variant(&self) -> String {
-        format!("{} {}", self.member.name, self.ends.text(self.form))
+        format!("{} {}", self.member.name, self.task())
+    }
+
+    pub(super) fn task(&self) -> String {
+        self.ends.text(self.form)
     }
 }
 

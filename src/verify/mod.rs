@@ -79,6 +79,30 @@ impl Case {
         }
     }
 
+    /// The work that is done: what another variant of the same task can stand in for.
+    pub fn task(&self) -> String {
+        match self {
+            Self::Matmul(c) => c.task(),
+            other => other.variant(),
+        }
+    }
+
+    /// The member of a family that does the work, where there is a choice.
+    pub fn member(&self) -> Option<&'static str> {
+        match self {
+            Self::Matmul(c) => Some(c.member.name),
+            _ => None,
+        }
+    }
+
+    /// Whether the device has what the case's variant needs.
+    pub fn runs_on(&self, gpu: &Gpu) -> bool {
+        match self {
+            Self::Matmul(c) => (c.member.runs_on)(gpu),
+            _ => true,
+        }
+    }
+
     /// Which form of it.
     pub fn variant(&self) -> String {
         match self {
