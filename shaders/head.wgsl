@@ -159,7 +159,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             loss.y += p * (log_p - log_q);
         }
         let gradient = (hard + soft) * scale;
-        bad = max(bad, non_finite(gradient));
+        // The logit too: softmax takes -inf for an impossible class and hides an overflow upstream.
+        bad = max(bad, max(non_finite(zj), non_finite(gradient)));
         norm += vec2<f32>(hard * hard, soft * soft);
         d_z[z_at + j] = gradient;
     }
