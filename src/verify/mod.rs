@@ -171,7 +171,7 @@ impl Judge {
     /// Holds `device` to its bound.
     fn hold(&mut self, output: &str, replica: usize, device: &[f32], expected: &Bounded, n: usize) {
         let worst = reference::worst(device, expected, n);
-        if self.worst.as_ref().is_none_or(|(_, w)| !(worst.ratio <= w.ratio)) {
+        if self.worst.as_ref().is_none_or(|(_, w)| worst.ratio > w.ratio) {
             self.worst = Some((format!("{output}[{replica}]"), worst));
         }
     }
