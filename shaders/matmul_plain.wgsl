@@ -16,14 +16,14 @@ struct Params {
     m: u32, n: u32, k: u32,
     // Row strides in floats, multiples of 4; what lies between n and the stride is written as zero.
     a_stride: u32, b_stride: u32, c_stride: u32,
-    // Replica strides in floats.
+    // Replica strides in floats, multiples of 4.
     a_replica: u32, b_replica: u32, c_replica: u32,
     bias_replica: u32, extra_replica: u32, saved_replica: u32,
     // Where the dispatch's first row and first column of C lie, for products cut into several dispatches.
     row_start: u32, col_start: u32,
-    // Split K, in the members that have SPLITS: floats of K per split, a multiple of 4, and floats between
-    // the splits' partial products (laid out [split][replica][m, c_stride]; matmul_reduce adds them up).
-    k_chunk: u32, c_split: u32,
+    // Split K: floats of K per split, a multiple of 4, and how many replicas there are, for the partial
+    // products lie [split][replica][m, c_stride] and matmul_reduce adds them up.
+    k_chunk: u32, replicas: u32,
 }
 
 const TRANSPOSE_A: bool = false;

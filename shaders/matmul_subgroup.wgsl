@@ -1,12 +1,12 @@
 // C[r] = epilogue(op(A[r]) . op(B[r])): the contract of matmul_plain, for subgroups of a known width.
 //
-// One subgroup computes ROW_BLOCKS * LANES rows by LANES * COL_VECS * 4 columns of C. A lane owns COL_VECS vec4
-// columns of the tile and loads B for them only; of A it loads every LANES-th row (four k at once), and the
-// subgroup hands each element round. So no element is loaded twice by a subgroup, which is what counts where
-// a load costs one scalar instruction per lane and component (lavapipe) and workgroup memory is no cheaper.
-// Four k are loaded first and k is innermost: an accumulator is touched once per four k.
+// One subgroup, which is the workgroup, computes ROW_BLOCKS * LANES rows by LANES * COL_VECS * 4 columns of C.
+// A lane owns COL_VECS vec4 columns of that tile and loads only their part of B; of A it loads four k of one row
+// in LANES, and the subgroup hands every element round. So a subgroup loads no element twice, which is what
+// counts where a load costs scalar instructions for each lane and workgroup memory is no cheaper (lavapipe).
+// Four k of B are loaded first and k is innermost: an accumulator is touched once for four k.
 //
-// The subgroup size of the pipeline must be LANES, whatever the dispatch.
+// The pipeline's subgroup size must be LANES. The products over k are added in ascending k.
 // Reference: reference::matmul. Host: src/kernels/matmul.rs.
 
 struct Params {
@@ -18,8 +18,9 @@ struct Params {
     bias_replica: u32, extra_replica: u32, saved_replica: u32,
     // Where the dispatch's first row and first column of C lie, for products cut into several dispatches.
     row_start: u32, col_start: u32,
-    // Split K: floats of K per split, a multiple of 4, and floats between the splits' partial products.
-    k_chunk: u32, c_split: u32,
+    // Split K: floats of K per split, a multiple of 4, and how many replicas there are, for the partial
+    // products lie [split][replica][m, c_stride] and matmul_reduce adds them up.
+    k_chunk: u32, replicas: u32,
 }
 
 const LANES: u32 = 8u;
@@ -41,7 +42,7 @@ const MASK: u32 = 0u;
 @group(0) @binding(3) var<storage, read_write> c: array<vec4<f32>>;
 @group(0) @binding(4) var<storage, read> bias: array<vec4<f32>>;
 @group(0) @binding(5) var<storage, read> saved: array<vec4<f32>>;
-@group(0) @binding(6) var<storage, read_write> extra: array<vec4<f32>>;
+@group(0) @binding(6) var<storage, read_write> extra: array<f32>;
 
 // --- epilogue: the same text in every vec4 member of the family, held equal by a test
 
@@ -67,23 +68,37 @@ fn derivative(s: vec4<f32>) -> vec4<f32> {
         case 2u: { return 1.0 - s * s; }
         case 3u: {
             let t = safe_tanh(0.7978845608 * (s + 0.044715 * s * s * s));
-            return 0.5 * (1.0 + t) + 0.5 * s * (1.0 - t * t) * 0.7978845608 * (1.0 + 0.134145 * s * s);
+            let d = 0.5 * (1.0 + t) + 0.5 * s * (1.0 - t * t) * 0.7978845608 * (1.0 + 0.134145 * s * s);
+            // Past 6 the limit: 1 - t * t would multiply one rounding error of t by s^3.
+            let limit = select(vec4<f32>(), vec4<f32>(1.0), s > vec4<f32>());
+            return select(d, limit, abs(s) > vec4<f32>(6.0));
         }
         default: { return vec4<f32>(1.0); }
     }
 }
 
-// Columns col..col+4 of one row of C; `col` is a multiple of 4. The caller has checked row and col.
+// Columns col..col+4 of one row of C; `col` is a multiple of 4. What lies past the edge of C is dropped.
 fn finish(replica: u32, split: u32, row: u32, col: u32, sum: vec4<f32>) {
-    let at = (row * params.c_stride + col) / 4u;
-    let within = vec4<u32>(col) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(params.n);
+    if row >= params.m || col >= params.c_stride {
+        return;
+    }
+    let at = row * params.c_stride + col;
+    let within = vec4<u32>(col, col + 1u, col + 2u, col + 3u) < vec4<u32>(params.n);
     var x = sum;
-    if ACCUMULATE { x += c[replica * params.c_replica / 4u + at]; }
+    if ACCUMULATE { x += c[(replica * params.c_replica + at) / 4u]; }
+    // Past the last column the bias may end.
     if BIAS && col < params.n { x += bias[(replica * params.bias_replica + col) / 4u]; }
-    if KEEP { extra[replica * params.extra_replica / 4u + at] = select(vec4<f32>(), x, within); }
+    if KEEP {
+        let kept = select(vec4<f32>(), x, within);
+        for (var j = 0u; j < 4u; j++) { extra[replica * params.extra_replica + at + j] = kept[j]; }
+    }
     x = activate(x);
-    if MASK != 0u { x *= derivative(saved[replica * params.saved_replica / 4u + at]); }
-    c[(split * params.c_split + replica * params.c_replica) / 4u + at] = select(vec4<f32>(), x, within);
+    if MASK != 0u { x *= derivative(saved[(replica * params.saved_replica + at) / 4u]); }
+    c[((split * params.replicas + replica) * params.c_replica + at) / 4u] = select(vec4<f32>(), x, within);
+}
+
+fn finish_row_sum(replica: u32, split: u32, row: u32, sum: f32) {
+    if row < params.m { extra[(split * params.replicas + replica) * params.extra_replica + row] = sum; }
 }
 // --- end of epilogue
 
@@ -97,8 +112,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(subgroup_invocation_id
     let b_stride = params.b_stride / 4u;
     let a_base = replica * params.a_replica / 4u;
     let b_base = replica * params.b_replica / 4u;
-    let k_start = select(0u, split * params.k_chunk / 4u, SPLITS > 1u);
-    let k_end = select((params.k + 3u) / 4u, min((params.k + 3u) / 4u, k_start + params.k_chunk / 4u), SPLITS > 1u);
+    // In units of four k.
+    var k_start = 0u;
+    var k_end = (params.k + 3u) / 4u;
+    if SPLITS > 1u {
+        k_start = split * params.k_chunk / 4u;
+        k_end = min(k_end, k_start + params.k_chunk / 4u);
+    }
 
     // Rows and columns past the edge are clamped to ones that exist; what comes of them is not stored.
     var a_at: array<u32, ROW_BLOCKS>;
@@ -111,8 +131,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(subgroup_invocation_id
     }
     var b_at: array<array<u32, 4>, COL_VECS>;
     for (var v = 0u; v < COL_VECS; v++) {
+        let col = col_0 + (v * LANES + lane) * 4u;
         for (var j = 0u; j < 4u; j++) {
-            let col = col_0 + (v * LANES + lane) * 4u;
             if TRANSPOSE_B {
                 b_at[v][j] = b_base + min(col + j, params.n - 1u) * b_stride;
             } else {
@@ -121,43 +141,69 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(subgroup_invocation_id
         }
     }
 
-    var acc: array<array<array<vec4<f32>, COL_VECS>, LANES>, ROW_BLOCKS>;
+    var sums: array<array<array<vec4<f32>, COL_VECS>, LANES>, ROW_BLOCKS>;
+    var row_sums: array<vec4<f32>, ROW_BLOCKS>;
     for (var k = k_start; k < k_end; k++) {
-        var b_k: array<array<vec4<f32>, 4>, COL_VECS>;
+        // b_k[v][j]: this lane's four columns of row 4 k + j of op(B).
+        var b_k: array<mat4x4<f32>, COL_VECS>;
         for (var v = 0u; v < COL_VECS; v++) {
             if TRANSPOSE_B {
-                let w = mat4x4<f32>(b[b_at[v][0] + k], b[b_at[v][1] + k], b[b_at[v][2] + k], b[b_at[v][3] + k]);
-                let t = transpose(w);
-                for (var j = 0u; j < 4u; j++) { b_k[v][j] = t[j]; }
+                b_k[v] = transpose(mat4x4<f32>(
+                    b[b_at[v][0] + k], b[b_at[v][1] + k], b[b_at[v][2] + k], b[b_at[v][3] + k]));
             } else {
-                for (var j = 0u; j < 4u; j++) {
-                    b_k[v][j] = b[b_at[v][j] + min(k * 4u + j, params.k - 1u) * b_stride];
-                }
+                // A row past the last meets zeros in A.
+                let last = params.k - 1u;
+                b_k[v] = mat4x4<f32>(
+                    b[b_at[v][0] + min(4u * k, last) * b_stride], b[b_at[v][1] + min(4u * k + 1u, last) * b_stride],
+                    b[b_at[v][2] + min(4u * k + 2u, last) * b_stride], b[b_at[v][3] + min(4u * k + 3u, last) * b_stride]);
             }
         }
         for (var i = 0u; i < ROW_BLOCKS; i++) {
-            var a_k: vec4<f32>;
+            // Of a block of LANES rows a lane holds four k of row `lane`, or with TRANSPOSE_A four rows of k `lane % 4`.
+            var held: vec4<f32>;
             if TRANSPOSE_A {
-                a_k = a[a_at[i] + min(k * 4u + lane % 4u, params.k - 1u) * a_stride];
+                let k_lane = 4u * k + lane % 4u;
+                held = select(vec4<f32>(), a[a_at[i] + min(k_lane, params.k - 1u) * a_stride], k_lane < params.k);
             } else {
-                a_k = a[a_at[i] + k];
+                held = a[a_at[i] + k];
             }
+            if ROW_SUMS { row_sums[i] += held; }
             for (var r = 0u; r < LANES; r++) {
-                let x = vec4<f32>(subgroupShuffle(a_k.x, r), subgroupShuffle(a_k.y, r), subgroupShuffle(a_k.z, r), subgroupShuffle(a_k.w, r));
+                var x: vec4<f32>;
+                for (var j = 0u; j < 4u; j++) {
+                    if TRANSPOSE_A {
+                        x[j] = subgroupShuffle(held[r % 4u], r / 4u * 4u + j);
+                    } else {
+                        x[j] = subgroupShuffle(held[j], r);
+                    }
+                }
                 for (var v = 0u; v < COL_VECS; v++) {
                     for (var j = 0u; j < 4u; j++) {
-                        acc[i][r][v] = fma(vec4<f32>(x[j]), b_k[v][j], acc[i][r][v]);
+                        sums[i][r][v] = fma(vec4<f32>(x[j]), b_k[v][j], sums[i][r][v]);
                     }
                 }
             }
         }
     }
+
     for (var i = 0u; i < ROW_BLOCKS; i++) {
         for (var r = 0u; r < LANES; r++) {
             for (var v = 0u; v < COL_VECS; v++) {
-                let row = row_0 + i * LANES + r;
-                let col = col_0 + (v * LANES + lane) * 4u;
-                if row < params.m && col < params.c_stride { finish(replica, split, row, col, acc[i][r][v]); }
+                finish(replica, split, row_0 + i * LANES + r, col_0 + (v * LANES + lane) * 4u, sums[i][r][v]);
+            }
+        }
+    }
+    if ROW_SUMS && col_0 == 0u {
+        for (var i = 0u; i < ROW_BLOCKS; i++) {
+            var sum = row_sums[i];
+            if TRANSPOSE_A {
+                sum += subgroupShuffleXor(sum, 1u);
+                sum += subgroupShuffleXor(sum, 2u);
+                for (var j = 0u; j < 4u; j++) {
+                    if lane % 4u == j { finish_row_sum(replica, split, row_0 + i * LANES + lane, sum[j]); }
+                }
+            } else {
+                finish_row_sum(replica, split, row_0 + i * LANES + lane, sum.x + sum.y + sum.z + sum.w);
             }
         }
     }

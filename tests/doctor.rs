@@ -2,7 +2,9 @@
 
 use limbeck::error::Error;
 use limbeck::gpu::{AdapterChoice, Gpu};
-use limbeck::kernels::{adam, gather, head, matmul, metrics, sgd};
+use limbeck::kernels::matmul::Form;
+use limbeck::kernels::matmul::family::{PLAIN, Question, REDUCE, SUBGROUP, TILE, VEC4, named};
+use limbeck::kernels::{adam, gather, head, metrics, sgd};
 use limbeck::verify::cases;
 use limbeck::verify::doctor::{self, Examined, Health};
 
@@ -45,13 +47,18 @@ fn a_right_device_is_healthy_and_the_report_says_what_was_seen() {
 #[test]
 fn planted_faults_make_doctor_fail() {
     let faults = [
-        (&matmul::PLAIN, "matmul", "i < params.k;", "i + 1u < params.k;"),
-        (&matmul::PLAIN, "matmul", "row * params.a_stride + i", "row * params.a_stride + i + 1u"),
-        (&matmul::PLAIN, "matmul", "bias[replica * params.bias_replica + col]", "bias[col]"),
-        (&matmul::PLAIN, "matmul", "1.0 - s * s", "1.0 - s"),
-        (&matmul::PLAIN, "matmul", "0.044715 * x", "0.0447 * x"),
-        (&matmul::PLAIN, "matmul", "col >= params.c_stride", "col >= params.n"),
-        (&matmul::PLAIN, "matmul", "if row >= params.m ||", "if row > params.m ||"),
+        (&PLAIN, "matmul", "i < params.k;", "i + 1u < params.k;"),
+        (&PLAIN, "matmul", "row * params.a_stride + i", "row * params.a_stride + i + 1u"),
+        (&PLAIN, "matmul", "bias[replica * params.bias_replica + col]", "bias[col]"),
+        (&PLAIN, "matmul", "1.0 - s * s", "1.0 - s"),
+        (&PLAIN, "matmul", "0.044715 * x", "0.0447 * x"),
+        (&PLAIN, "matmul", "col >= params.c_stride", "col >= params.n"),
+        (&VEC4, "matmul", "KEEP {", "KEEP && col + 4u < params.n {"),
+        (&TILE, "matmul", "k_end = min(k_end,", "k_end = max(k_end,"),
+        (&TILE, "matmul", "if ROW_SUMS { row_sums[i] += x; }", ""),
+        (&SUBGROUP, "matmul", "1.0 - t * t", "1.0 - t"),
+        (&REDUCE, "matmul", "split < SPLITS", "split + 1u < SPLITS"),
+        (&PLAIN, "matmul", "if row >= params.m ||", "if row > params.m ||"),
         (&head::KERNEL, "head", "now.soft_weight * t *", "now.soft_weight *"),
         (&head::KERNEL, "head", "let soft_loss = t * t *", "let soft_loss = t *"),
         (&head::KERNEL, "head", "b.y < a.y", "b.y > a.y"),
@@ -74,11 +81,46 @@ fn planted_faults_make_doctor_fail() {
     for (kernel, name, from, to) in faults {
         let examined = examine_with(kernel, name, from, to);
         assert_eq!(examined.kernels.len(), 1);
-        assert_eq!(examined.kernels[0].verdict, Health::Fail, "{name}: `{from}` -> `{to}`");
-        assert!(!examined.healthy());
+        let what = format!("{}: `{from}` -> `{to}`", kernel.name);
+        // Another member of the matmul family does the work of a wrong one.
+        let family = name == "matmul";
+        let expected = if family { Health::Avoid } else { Health::Fail };
+        assert_eq!(examined.kernels[0].verdict, expected, "{what}");
+        assert_eq!(examined.healthy(), family, "{what}");
         let text = examined.to_string();
-        assert!(text.contains("WRONG"), "{text}");
+        assert!(text.contains(if family { "avoid" } else { "WRONG" }), "{text}");
+        let wrong = |name: &String| choice_uses(name, kernel.name);
+        assert!(examined.avoid.iter().all(wrong), "{what}: blamed {:?}", examined.avoid);
+        assert_eq!(examined.avoid.is_empty(), !family, "{what}");
     }
+}
+
+/// Whether the choice of that name runs the kernel.
+fn choice_uses(choice: &str, kernel: &str) -> bool {
+    let (name, splits) = choice.split_once('/').unwrap_or((choice, "1"));
+    let member = named(name).expect("a variant").kernel.name;
+    member == kernel || splits != "1" && kernel == "matmul_reduce"
+}
+
+#[test]
+fn runs_avoid_a_wrong_member_and_end_where_none_is_right() {
+    let gpu = open();
+    assert!(doctor::screen(&gpu).expect("a right family").is_empty());
+    let product = Question { form: Form::Forward, replicas: 1, m: 128, n: 800, k: 784 };
+    let usual = product.answer(&gpu);
+    gpu.plant(usual.variant.kernel, |text| text.replace("fn finish(", "fn finish_wrongly("));
+    let avoided = doctor::screen(&gpu).expect("a right member");
+    assert!(avoided.contains(&usual.text()), "{avoided:?}");
+    let instead = product.answer(&gpu);
+    assert_ne!(instead.variant.kernel.name, usual.variant.kernel.name);
+
+    let gpu = open();
+    for kernel in [&PLAIN, &VEC4, &TILE, &SUBGROUP, &REDUCE] {
+        gpu.plant(kernel, |text| text.replace("params.bias_replica + col", "params.bias_replica"));
+    }
+    let error = doctor::screen(&gpu).expect_err("no right member");
+    assert_eq!(error.exit_code(), 1);
+    assert!(error.to_string().contains("matmul"), "{error}");
 }
 
 #[test]

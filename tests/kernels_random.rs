@@ -7,8 +7,9 @@ use std::sync::LazyLock;
 use limbeck::gpu::{AdapterChoice, Gpu};
 use limbeck::kernels::adam::Adam;
 use limbeck::kernels::head::LANES;
+use limbeck::kernels::matmul::Choice;
 use limbeck::verify::head::{From, fits};
-use limbeck::verify::matmul::{Ends, MEMBERS, Shared};
+use limbeck::verify::matmul::{Ends, Shared};
 use limbeck::verify::{Case, Data, Padding, adam, gather, head, matmul, metrics, sgd};
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -60,16 +61,15 @@ fn data() -> impl Strategy<Value = Data> {
 #[test]
 fn matmul_holds_on_drawn_cases() {
     let shapes = (size(150), size(150), size(300), 1..4_usize);
-    let options = (select(Ends::all()), select(MEMBERS.to_vec()));
+    let options = (select(Ends::all()), select(Choice::all(&GPU)));
     let shared = select(vec![Shared::None, Shared::A, Shared::B]);
     let strategy = (shapes, options, shared, padding(), data(), any::<u64>()).prop_map(
-        |((m, n, k, replicas), ((form, ends), member), shared, padding, data, seed)| {
-            let case = matmul::Case { member, m, n, k, replicas, shared, padding, form, ends, data, seed };
+        |((m, n, k, replicas), ((form, ends), choice), shared, padding, data, seed)| {
+            let case = matmul::Case { choice, m, n, k, replicas, shared, padding, form, ends, data, seed };
             Case::Matmul(case)
         },
     );
-    let able = strategy.prop_filter("the device lacks what the member needs", |case| case.runs_on(&GPU));
-    hold("matmul", 400, able);
+    hold("matmul", 400, strategy);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Tables: comma, semicolon or tab separated, one row per line, all columns but the label's are numbers.
 
-use std::collections::BTreeSet;
+use std::borrow::Cow;
+use std::collections::{BTreeSet, HashMap};
 use std::io::Read;
 use std::path::Path;
 
@@ -34,10 +35,30 @@ impl From<&str> for LabelColumn {
 struct Table {
     x: Vec<f32>,
     columns: usize,
-    labels: Option<Vec<String>>,
-    /// The line in the file of each row, for errors.
-    lines: Vec<u64>,
+    labels: Option<Texts>,
     source: SourceFile,
+}
+
+/// One text per row, each different one kept once.
+#[derive(Default)]
+struct Texts {
+    /// Which of `different` each row has.
+    rows: Vec<u32>,
+    /// The texts and the line that has each first.
+    different: Vec<(String, u64)>,
+    ids: HashMap<String, u32>,
+}
+
+impl Texts {
+    fn push(&mut self, text: Cow<str>, line: u64) {
+        let id = self.ids.get(text.as_ref()).copied().unwrap_or_else(|| {
+            let id = self.different.len() as u32;
+            self.different.push((text.clone().into_owned(), line));
+            self.ids.insert(text.into_owned(), id);
+            id
+        });
+        self.rows.push(id);
+    }
 }
 
 /// Loads one table as training rows.
@@ -53,10 +74,11 @@ pub(crate) fn load_folder(folder: &Path, options: &LoadOptions) -> Result<Split>
     let table = read_table(&path, options)?;
     let names = class_names(&table);
     let train = dataset(&path, table, &names, options.classes, options)?;
+    let bound = train.class_bound()?;
     let other = |name: &str| {
         let path = folder.join(name);
         path.is_file()
-            .then(|| dataset(&path, read_table(&path, options)?, &names, train.class_bound(), options))
+            .then(|| dataset(&path, read_table(&path, options)?, &names, bound, options))
             .transpose()
     };
     let (validation, test) = (other("validation.csv")?, other("test.csv")?);
@@ -91,22 +113,20 @@ fn read_table(path: &Path, options: &LoadOptions) -> Result<Table> {
         has_header.then(|| first.iter().map(|field| String::from_utf8_lossy(field).into_owned()).collect());
     let label = label_column(path, &options.label_column, header.as_deref(), first.len())?;
     let columns = first.len() - usize::from(label.is_some());
-    let mut table =
-        Table { x: Vec::new(), columns, labels: label.map(|_| Vec::new()), lines: Vec::new(), source };
+    let mut table = Table { x: Vec::new(), columns, labels: label.map(|_| Texts::default()), source };
     for record in (!has_header).then_some(Ok(first)).into_iter().chain(records) {
         let record = record?;
         let line = record.position().map_or(0, csv::Position::line);
         for (column, field) in record.iter().enumerate() {
             if Some(column) == label {
-                let text = String::from_utf8_lossy(field).into_owned();
-                table.labels.iter_mut().for_each(|labels| labels.push(text.clone()));
+                table.labels.iter_mut().for_each(|labels| labels.push(String::from_utf8_lossy(field), line));
                 continue;
             }
             match number(field) {
                 Some(v) => table.x.push(v),
                 None => {
                     let name =
-                        header.as_ref().map_or(String::new(), |names| format!(" (`{}`)", names[column]));
+                        header.as_ref().map_or(String::new(), |names| format!(" (`{:.60}`)", names[column]));
                     return Err(Error::data(
                         path,
                         format!("line {line}, column {column}{name}"),
@@ -117,7 +137,6 @@ fn read_table(path: &Path, options: &LoadOptions) -> Result<Table> {
                 }
             }
         }
-        table.lines.push(line);
     }
     Ok(table)
 }
@@ -129,11 +148,15 @@ fn number(field: &[u8]) -> Option<f32> {
 }
 
 /// The first line names the columns if somewhere it has text over a number, or, alone, any text at all but
-/// in its last column.
+/// in its last column. What stands for a missing value is no text: such a row must be seen and refused.
 fn differs(first: &csv::ByteRecord, second: Option<&csv::ByteRecord>) -> bool {
+    let text = |field: &[u8]| {
+        let field = String::from_utf8_lossy(field).to_lowercase();
+        field.parse::<f64>().is_err() && !["", "?", "na", "n/a", "none", "null"].contains(&field.as_str())
+    };
     match second {
-        Some(second) => first.iter().zip(second).any(|(a, b)| number(a).is_none() && number(b).is_some()),
-        None => first.iter().rev().skip(1).any(|field| number(field).is_none()),
+        Some(second) => first.iter().zip(second).any(|(a, b)| text(a) && number(b).is_some()),
+        None => first.iter().rev().skip(1).any(text),
     }
 }
 
@@ -196,11 +219,12 @@ fn whole(text: &str) -> Option<Option<u32>> {
 
 /// The classes' names, sorted, if any label is not a whole number.
 fn class_names(table: &Table) -> Option<Vec<String>> {
-    let labels = table.labels.as_ref()?;
-    if labels.iter().all(|text| whole(text).is_some()) {
+    let different = &table.labels.as_ref()?.different;
+    if different.iter().all(|(text, _)| whole(text).is_some()) {
         return None;
     }
-    let names: BTreeSet<&String> = labels.iter().filter(|text| !text.is_empty()).collect();
+    let names: BTreeSet<&String> =
+        different.iter().map(|(text, _)| text).filter(|text| !text.is_empty()).collect();
     Some(names.into_iter().cloned().collect())
 }
 
@@ -211,7 +235,7 @@ fn dataset(
     classes: Option<usize>,
     options: &LoadOptions,
 ) -> Result<Dataset> {
-    let label = |(row, text): (usize, &String)| {
+    let label = |(text, line): &(String, u64)| {
         let found = match names {
             None => whole(text).map(|label| label.unwrap_or(UNLABELLED)),
             Some(_) if text.is_empty() => Some(UNLABELLED),
@@ -225,11 +249,14 @@ fn dataset(
                     format!("a class of the training rows, such as {}", some.join(", "))
                 }
             };
-            Error::data(path, format!("line {}, label", table.lines[row]), expected, format!("`{text:.60}`"))
+            Error::data(path, format!("line {line}, label"), expected, format!("`{text:.60}`"))
         })
     };
     let labels = match &table.labels {
-        Some(labels) => Some(labels.iter().enumerate().map(label).collect::<Result<Vec<u32>>>()?),
+        Some(texts) => {
+            let known = texts.different.iter().map(label).collect::<Result<Vec<u32>>>()?;
+            Some(texts.rows.iter().map(|&id| known[id as usize]).collect())
+        }
         None => None,
     };
     let classes = classes.or_else(|| names.as_ref().map(Vec::len));

@@ -146,7 +146,7 @@ pub(crate) fn load(path: &Path, options: &LoadOptions) -> Result<Split> {
     let test = if test_x.is_none() && test_y.is_none() {
         None
     } else {
-        Some(read("t10k", test_x, test_y, train.class_bound())?)
+        Some(read("t10k", test_x, test_y, train.class_bound()?)?)
     };
     Split::new(train, None, test)
 }

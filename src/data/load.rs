@@ -6,7 +6,7 @@ use super::array::Array;
 use super::csv_file::LabelColumn;
 use super::named::Keys;
 use super::read::SourceFile;
-use super::{Dataset, Split, csv_file, idx, npy, npz, safetensors_rows};
+use super::{Dataset, Split, UNLABELLED, csv_file, idx, npy, npz, safetensors_rows};
 use crate::error::{Error, Result};
 
 /// How to read a data set.
@@ -59,9 +59,14 @@ pub fn load(path: impl AsRef<Path>, options: &LoadOptions) -> Result<Split> {
     let meta = std::fs::metadata(path).map_err(|e| {
         Error::io("read", path, e).with_hint("check the path; it is relative to the current folder")
     })?;
-    if meta.is_dir() {
-        return load_folder(path, options);
+    let split = if meta.is_dir() { load_folder(path, options) } else { load_file(path, options) }?;
+    if options.require_labels && split.train.labels.iter().flatten().all(|&label| label == UNLABELLED) {
+        return Err(Error::data(path, "training labels", "at least one label", "none"));
     }
+    Ok(split)
+}
+
+fn load_file(path: &Path, options: &LoadOptions) -> Result<Split> {
     let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
     let extension = name.rsplit_once('.').map_or("", |(_, extension)| extension);
     match extension {

@@ -41,6 +41,7 @@ pub use named::Keys;
 pub use normalise::Normalisation;
 pub use optdigits::{OPTDIGITS_ATTRIBUTION, optdigits};
 pub use read::SourceFile;
+pub use split::Split;
 
 /// The label of a row that has none: only soft targets can teach from it.
 pub const UNLABELLED: u32 = u32::MAX;
@@ -88,17 +89,6 @@ pub struct Dataset {
     /// The files this was read from; empty for rows made in memory.
     pub source: Vec<SourceFile>,
     rows: usize,
-}
-
-/// The parts of a data set, all with the same features, element type and classes.
-#[derive(Clone, Debug)]
-pub struct Split {
-    /// The rows to train on.
-    pub train: Dataset,
-    /// The rows to choose by; taken from `train` by [`Split::hold_out`] where the source has none.
-    pub validation: Option<Dataset>,
-    /// The rows to report on, once.
-    pub test: Option<Dataset>,
 }
 
 impl Dataset {
@@ -287,64 +277,25 @@ impl Dataset {
         Ok(read::hex(&sha.finalize()))
     }
 
-    /// The number of classes that another part's labels must keep to.
-    pub(crate) fn class_bound(&self) -> Option<usize> {
-        self.labels.as_ref().map(|_| self.classes)
+    /// The number of classes that another part's labels must keep to. Fails on a single class: a network
+    /// learns nothing from it, and the wrong array or column looks like that.
+    fn class_bound(&self) -> Result<Option<usize>> {
+        match self.classes {
+            0 => Ok(None),
+            1 => Err(Error::data(self.label_path(), "labels", "at least two classes", "every label is 0")
+                .with_hint("is this the right label array or column?")),
+            n => Ok(Some(n)),
+        }
     }
 
-    /// The file to name in an error about this set.
+    /// The file to name in an error about labels.
+    fn label_path(&self) -> PathBuf {
+        self.source.last().map_or_else(|| self.path(), |file| file.path.clone())
+    }
+
+    /// The file to name in an error about rows.
     fn path(&self) -> PathBuf {
         self.source.first().map_or_else(|| PathBuf::from("(memory)"), |file| file.path.clone())
-    }
-}
-
-impl Split {
-    /// Joins the parts and checks that they fit: features, element type, classes, at least two classes.
-    pub fn new(train: Dataset, validation: Option<Dataset>, test: Option<Dataset>) -> Result<Self> {
-        if train.labels.is_some() && train.classes < 2 {
-            return Err(Error::data(
-                train.path(),
-                "training labels",
-                "at least two classes",
-                "every label is 0",
-            )
-            .with_hint("is this the right label array or column?"));
-        }
-        for other in validation.iter().chain(&test) {
-            let facts = |d: &Dataset| {
-                let element = if d.x.is_u8() { "u8" } else { "float" };
-                format!("rows of {} {element} values", d.features())
-            };
-            if facts(other) != facts(&train) {
-                return Err(Error::data(
-                    other.path(),
-                    "rows",
-                    format!("{} as in {}", facts(&train), train.path().display()),
-                    facts(other),
-                ));
-            }
-            if other.labels.is_some() && other.classes != train.classes {
-                return Err(Error::data(
-                    other.path(),
-                    "labels",
-                    format!("{} classes as in {}", train.classes, train.path().display()),
-                    format!("{} classes", other.classes),
-                ));
-            }
-        }
-        Ok(Self { train, validation, test })
-    }
-
-    /// Takes about `fraction` of the training rows for validation, stratified by class, as a pure function
-    /// of `seed` and the labels; a validation part the source already has is kept as it is.
-    pub fn hold_out(mut self, fraction: f64, seed: u64) -> Result<Self> {
-        if self.validation.is_none() {
-            let rows = self.train.rows();
-            let (train, held) = split::validation(self.train.labels.as_deref(), rows, fraction, seed)?;
-            self.validation = Some(self.train.select(&held));
-            self.train = self.train.select(&train);
-        }
-        Ok(self)
     }
 }
 

@@ -93,7 +93,7 @@ pub(crate) fn assemble(path: &Path, store: &mut dyn Store, options: &LoadOptions
         let wanted = wanted(&keys.x_train, true, &["train"]);
         return Err(missing(path, store, &wanted));
     };
-    let bound = train.class_bound();
+    let bound = train.class_bound()?;
     let names = [&keys.x_validation, &keys.y_validation];
     let validation = part(path, store, options, &["val", "valid", "validation"], names, bound)?;
     let test = part(path, store, options, &["test"], [&keys.x_test, &keys.y_test], bound)?;

@@ -6,9 +6,62 @@
 
 use std::collections::BTreeMap;
 
-use super::UNLABELLED;
+use super::{Dataset, UNLABELLED};
 use crate::error::{Error, Result};
 use crate::rng::{key64, stream};
+
+/// The parts of a data set, all with the same features, element type and classes.
+#[derive(Clone, Debug)]
+pub struct Split {
+    /// The rows to train on.
+    pub train: Dataset,
+    /// The rows to choose by; taken from `train` by [`Split::hold_out`] where the source has none.
+    pub validation: Option<Dataset>,
+    /// The rows to report on, once.
+    pub test: Option<Dataset>,
+}
+
+impl Split {
+    /// Joins the parts and checks that they fit: features, element type, classes, at least two classes.
+    pub fn new(train: Dataset, validation: Option<Dataset>, test: Option<Dataset>) -> Result<Self> {
+        train.class_bound()?;
+        for other in validation.iter().chain(&test) {
+            let facts = |d: &Dataset| {
+                let element = if d.x.is_u8() { "u8" } else { "float" };
+                format!("rows of {} {element} values", d.features())
+            };
+            if facts(other) != facts(&train) {
+                return Err(Error::data(
+                    other.path(),
+                    "rows",
+                    format!("{} as in {}", facts(&train), train.path().display()),
+                    facts(other),
+                ));
+            }
+            if train.classes > 0 && other.labels.is_some() && other.classes != train.classes {
+                return Err(Error::data(
+                    other.path(),
+                    "labels",
+                    format!("{} classes as in {}", train.classes, train.path().display()),
+                    format!("{} classes", other.classes),
+                ));
+            }
+        }
+        Ok(Self { train, validation, test })
+    }
+
+    /// Takes about `fraction` of the training rows for validation, stratified by class, as a pure function
+    /// of `seed` and the labels; a validation part the source already has is kept as it is.
+    pub fn hold_out(mut self, fraction: f64, seed: u64) -> Result<Self> {
+        if self.validation.is_none() {
+            let rows = self.train.rows();
+            let (train, held) = self::validation(self.train.labels.as_deref(), rows, fraction, seed)?;
+            self.validation = Some(self.train.select(&held));
+            self.train = self.train.select(&train);
+        }
+        Ok(self)
+    }
+}
 
 /// Splits `rows` rows into training and validation rows: about `fraction` of each class (rows without a
 /// label, or all rows where `labels` is `None`, count as one more class), `fraction * rows` rounded in all.

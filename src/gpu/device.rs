@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::gpu::pipeline::PipelineCache;
+use crate::gpu::profile::Profile;
 use crate::gpu::tensor::Tensor;
 
 /// Features that are taken where the adapter has them; nothing needs them to be right.
@@ -24,6 +25,8 @@ pub struct AdapterChoice {
     pub adapter: Option<String>,
     /// `vulkan`, `metal` or `dx12`.
     pub backend: Option<String>,
+    /// A profile that `limbeck tune` wrote on this device.
+    pub profile: Option<PathBuf>,
     /// Keep naga's bounds checks and loop bounds in the shaders (slow; the tests compare both).
     pub checked: bool,
 }
@@ -282,6 +285,8 @@ pub struct Gpu {
     pub report: AdapterReport,
     /// Whether shaders keep naga's run-time checks.
     pub checked: bool,
+    /// Answers measured earlier on this device; empty unless a profile was named.
+    pub profile: Profile,
     faults: Faults,
     nothing: OnceLock<Tensor>,
     avoided: Mutex<BTreeSet<String>>,
@@ -301,6 +306,10 @@ impl Gpu {
         let adapter = &adapters[index];
         let mut report = reports.swap_remove(index);
         report.chosen = true;
+        let profile = match &choice.profile {
+            Some(path) => Profile::load(path, &report)?,
+            None => Profile::empty(&report),
+        };
 
         let has = adapter.limits();
         // A device gets exactly what is asked for: the few limits that matter are raised to the
@@ -346,6 +355,7 @@ impl Gpu {
             pipelines: PipelineCache::default(),
             report,
             checked: choice.checked,
+            profile,
             faults,
             nothing: OnceLock::new(),
             avoided: Mutex::default(),

@@ -4,8 +4,10 @@
 //! every quarter, and so does every `unsafe` block.
 
 pub mod device;
+pub mod environment;
 pub mod pipeline;
 pub mod plan;
+pub mod profile;
 pub mod readback;
 pub mod tensor;
 

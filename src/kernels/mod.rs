@@ -26,7 +26,7 @@ macro_rules! params {
 /// The text of `shaders/NAME.wgsl`.
 macro_rules! shader {
     ($name:literal) => {
-        include_str!(concat!("../../shaders/", $name, ".wgsl"))
+        include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/", $name, ".wgsl"))
     };
 }
 

@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::gpu::plan::SLOTS;
 use crate::gpu::readback::Flights;
+use crate::mlp::Mlp;
 use crate::mlp::weights::Weights;
 use crate::rng;
 
@@ -105,8 +106,12 @@ pub struct Run<'a> {
     feed: Feed,
     step: Step,
     walked: Vec<Vec<u32>>,
+    log: Log,
+    pace: Pace,
     /// Optimiser steps in all.
     pub steps: u64,
+    /// Optimiser steps done.
+    pub done: u64,
     rows: usize,
 }
 
@@ -155,42 +160,62 @@ impl<'a> Run<'a> {
             return Err(Error::usage("epochs or steps", "at least 1", "0"));
         }
         let recipe = Recipe { batch, ..recipe };
-        Ok(Self { gpu, recipe, replicas, feed, step, walked, steps, rows: length })
+        let log = Log { sums: vec![Sums::default(); replicas.len()], began: Instant::now() };
+        let pace = Pace::default();
+        Ok(Self { gpu, recipe, replicas, feed, step, walked, log, pace, steps, done: 0, rows: length })
     }
 
-    /// Trains to the end, handing every row of metrics to `each`, and returns the students.
+    /// Steps in one pass over the rows.
+    pub fn steps_per_epoch(&self) -> u64 {
+        self.rows.div_ceil(self.recipe.batch) as u64
+    }
+
+    /// The students on the device, as they are after the steps done.
+    pub fn students(&self) -> &Mlp {
+        &self.step.student
+    }
+
+    /// Trains until `to` steps are done (at most all), handing every row of metrics to `each`, and
+    /// returns when the device is idle.
     ///
     /// # Errors
     /// [`Error::Run`] where a loss or a gradient is no longer finite; [`Error::Device`]; what `each`
     /// returns.
-    pub fn train(&mut self, mut each: impl FnMut(&Row) -> Result<()>) -> Result<Vec<Weights>> {
+    pub fn advance(&mut self, to: u64, mut each: impl FnMut(&Row) -> Result<()>) -> Result<()> {
         let mut flights = Flights::<(u64, u32)>::default();
-        let mut log = Log::new(self);
-        let mut pace = Pace::default();
-        let (rows, batch) = (self.rows, self.recipe.batch);
-        let per_epoch = rows.div_ceil(batch) as u64;
-        let mut done = 0;
-        while done < self.steps {
-            if done % per_epoch == 0 {
-                self.write_order(done / per_epoch)?;
+        let per_epoch = self.steps_per_epoch();
+        let to = to.min(self.steps);
+        while self.done < to {
+            if self.done % per_epoch == 0 {
+                self.write_order(self.done / per_epoch)?;
             }
-            let to_epoch_end = per_epoch - done % per_epoch;
-            let count = pace.steps.min(to_epoch_end).min(self.steps - done);
+            let to_epoch_end = per_epoch - self.done % per_epoch;
+            let count = self.pace.steps.min(to_epoch_end).min(to - self.done);
             let mut scalars = Vec::with_capacity(count as usize * self.replicas.len());
-            for s in done..done + count {
-                let b = batch_at(s, rows, batch);
+            for s in self.done..self.done + count {
+                let b = batch_at(s, self.rows, self.recipe.batch);
+                let step = &self.step;
                 scalars.extend(
-                    self.replicas.iter().map(|r| self.step.scalars(s + 1, b.start, b.rows, r.lr, &r.loss)),
+                    self.replicas.iter().map(|r| step.scalars(s + 1, b.start, b.rows, r.lr, &r.loss)),
                 );
             }
-            self.step.submit(self.gpu, &mut flights, &scalars, (done, count as u32))?;
-            done += count;
-            for ((first, count), raw) in flights.arrived(self.gpu, done == self.steps)? {
-                log.take(self, first, count, &raw, &mut each)?;
-                pace.arrived(u64::from(count));
+            self.step.submit(self.gpu, &mut flights, &scalars, (self.done, count as u32))?;
+            self.done += count;
+            for ((first, count), raw) in flights.arrived(self.gpu, self.done == to)? {
+                self.pace.arrived(u64::from(count));
+                self.take(first, count, &raw, &mut each)?;
             }
         }
-        self.step.student.read_blocking(self.gpu)
+        Ok(())
+    }
+
+    /// Trains to the end and returns the students.
+    ///
+    /// # Errors
+    /// As [`Run::advance`].
+    pub fn train(&mut self, each: impl FnMut(&Row) -> Result<()>) -> Result<Vec<Weights>> {
+        self.advance(self.steps, each)?;
+        self.students().read_blocking(self.gpu)
     }
 
     fn write_order(&self, epoch: u64) -> Result<()> {
@@ -237,7 +262,7 @@ impl Pace {
     }
 }
 
-/// Turns arriving tallies into rows.
+/// The sums behind the next row of each replica.
 struct Log {
     sums: Vec<Sums>,
     began: Instant,
@@ -254,14 +279,10 @@ struct Sums {
     rows: f64,
 }
 
-impl Log {
-    fn new(run: &Run<'_>) -> Self {
-        Self { sums: vec![Sums::default(); run.replicas.len()], began: Instant::now() }
-    }
-
+impl Run<'_> {
+    /// Adds the tallies of a submission that arrived and hands out the rows that are complete.
     fn take(
         &mut self,
-        run: &Run<'_>,
         first: u64,
         count: u32,
         raw: &[u32],
@@ -269,39 +290,37 @@ impl Log {
     ) -> Result<()> {
         for slot in 0..count {
             let step = first + u64::from(slot);
-            let rows = batch_at(step, run.rows, run.recipe.batch).rows as u32;
-            for replica in 0..self.sums.len() {
-                let tally = run.step.tally(raw, slot as usize, replica, rows);
+            let rows = batch_at(step, self.rows, self.recipe.batch).rows as u32;
+            for replica in 0..self.replicas.len() {
+                let tally = self.step.tally(raw, slot as usize, replica, rows);
                 check_finite(step + 1, replica, &tally)?;
-                self.sums[replica].add(&tally);
-                let last = step + 1 == run.steps;
-                if (step + 1) % run.recipe.log_every == 0 || last {
-                    each(&self.row(run, step + 1, replica))?;
-                    self.sums[replica] = Sums::default();
+                self.log.sums[replica].add(&tally);
+                if (step + 1) % self.recipe.log_every == 0 || step + 1 == self.steps {
+                    each(&self.row(step + 1, replica))?;
+                    self.log.sums[replica] = Sums::default();
                 }
             }
         }
         Ok(())
     }
 
-    fn row(&self, run: &Run<'_>, step: u64, replica: usize) -> Row {
-        let s = &self.sums[replica];
-        let own = &run.replicas[replica];
+    fn row(&self, step: u64, replica: usize) -> Row {
+        let s = &self.log.sums[replica];
+        let own = &self.replicas[replica];
         let (hard_loss, soft_loss) = (s.hard / s.steps, s.soft / s.steps);
-        let per_epoch = run.rows.div_ceil(run.recipe.batch) as f64;
-        let seen = (step as f64 / per_epoch) * run.rows as f64;
+        let epoch = step as f64 / self.steps_per_epoch() as f64;
         Row {
             replica,
             step,
-            steps: run.steps,
-            epoch: step as f64 / per_epoch,
+            steps: self.steps,
+            epoch,
             loss: own.loss.hard_weight * hard_loss + own.loss.soft_weight * soft_loss,
             hard_loss,
             soft_loss,
             accuracy: s.right / s.labelled.max(1.0),
             agreement: s.agreed / s.rows,
             lr: own.lr,
-            samples_per_second: seen / self.began.elapsed().as_secs_f64(),
+            samples_per_second: epoch * self.rows as f64 / self.log.began.elapsed().as_secs_f64(),
         }
     }
 }

@@ -2,14 +2,15 @@
 
 use crate::kernels::adam::Adam;
 use crate::kernels::head::LANES;
+use crate::kernels::matmul::Choice;
 use crate::verify::head::{From, fits};
 use crate::verify::inputs::Data;
-use crate::verify::matmul::{Ends, MEMBERS, Member, Shared};
+use crate::verify::matmul::{Ends, Shared, choices};
 use crate::verify::zone::Padding;
 use crate::verify::{Case, adam, gather, head, matmul, metrics, sgd};
 
-/// m, n, k: each of 1, 3, 31, 64, 65 and 257 in each place.
-pub const MATMUL_SIZES: [[usize; 3]; 9] = [
+/// m, n, k: each of 1, 3, 31, 64, 65 and 257 in each place, and one past the largest tile.
+pub const MATMUL_SIZES: [[usize; 3]; 10] = [
     [1, 1, 1],
     [1, 3, 31],
     [3, 1, 65],
@@ -19,6 +20,7 @@ pub const MATMUL_SIZES: [[usize; 3]; 9] = [
     [257, 3, 1],
     [3, 257, 64],
     [65, 257, 31],
+    [129, 33, 9],
 ];
 
 /// Batch and classes: each awkward batch, each class count that a shader treats in its own way.
@@ -46,11 +48,11 @@ impl Counter {
     }
 }
 
-fn matmul_case(i: usize, member: Member, replicas: usize, [m, n, k]: [usize; 3], option: usize) -> Case {
+fn matmul_case(i: usize, choice: Choice, replicas: usize, [m, n, k]: [usize; 3], option: usize) -> Case {
     let (form, ends) = Ends::all()[option];
     let shared = [Shared::None, Shared::A, Shared::B][i % 3];
     Case::Matmul(matmul::Case {
-        member,
+        choice,
         m,
         n,
         k,
@@ -64,29 +66,49 @@ fn matmul_case(i: usize, member: Member, replicas: usize, [m, n, k]: [usize; 3],
     })
 }
 
+/// A product whose K is split is made by a member without an epilogue and by matmul_reduce with one:
+/// all epilogues are seen where one member splits, and elsewhere those that the member itself does.
+fn asked(choice: &Choice, ends: &Ends) -> bool {
+    choice.splits == 1 || choice.variant.name == "vec4-32x32" || ends.is_bare()
+}
+
 fn matmuls(sizes: &[[usize; 3]]) -> Vec<Case> {
     let mut i = Counter::default();
     let mut all = Vec::new();
-    for member in MEMBERS {
-        for size in sizes {
-            for replicas in [1, 3] {
-                let of = |option| matmul_case(i.next(), *member, replicas, *size, option);
-                all.extend((0..Ends::all().len()).map(of));
+    for choice in choices() {
+        for (turn, size) in sizes.iter().enumerate() {
+            // The baseline sees every size with both; the others in turn, for time.
+            let both = choice.variant.name == "plain" || sizes.len() == 1;
+            for replicas in [1, 3].into_iter().filter(|r| both || (turn % 2 == 0) == (*r == 1)) {
+                let options = (0..Ends::all().len()).filter(|o| asked(&choice, &Ends::all()[*o].1));
+                all.extend(options.map(|option| matmul_case(i.next(), choice, replicas, *size, option)));
             }
         }
     }
     all
 }
 
-/// Products so long that rounding errors, and split K, have room to show.
+/// Products so long that rounding errors, split K and drivers that end a loop early have room to show:
+/// every member once, and one of each shader with the other products and a split K.
 pub fn long_products() -> Vec<Case> {
-    let options = Ends::all().len();
-    let of = |member: &Member| {
-        let member = *member;
-        (0..options).map(move |option| matmul_case(7, member, 1, [3, 2, 152_000], option))
+    let of = |choice: Choice, option| {
+        let Case::Matmul(case) = matmul_case(7, choice, 1, [3, 2, 152_000], option) else { unreachable!() };
+        // Of both signs, half of the sum could be missing within the bound of the whole.
+        Case::Matmul(matmul::Case { data: Data::Positive, ..case })
     };
-    let asked = |c: &matmul::Case| c.ends == Ends::default() || c.ends.row_sums;
-    MEMBERS.iter().flat_map(of).filter(|case| matches!(case, Case::Matmul(c) if asked(c))).collect()
+    let names = ["vec4-32x32", "tile-32x32", "subgroup4-32x32", "subgroup8-8x32", "subgroup16-16x64"];
+    let more = |c: &Choice| [1, 8].contains(&c.splits) && names.contains(&c.variant.name);
+    let tasks = Ends::all().into_iter().enumerate();
+    let bare: Vec<usize> = tasks.filter(|(_, (_, ends))| ends.is_bare()).map(|(i, _)| i).collect();
+    let reaching = choices().into_iter().filter(|c| c.reaches(152_000));
+    let asked = |choice: Choice| match (more(&choice), choice.splits) {
+        (true, _) => bare.clone(),
+        (false, 1) => vec![bare[0]],
+        _ => Vec::new(),
+    };
+    reaching
+        .flat_map(|choice| asked(choice).into_iter().map(move |o| of(choice, o)).collect::<Vec<_>>())
+        .collect()
 }
 
 fn head_case(i: usize, replicas: usize, lanes: u32, [batch, k]: [usize; 2], teacher: From) -> Case {
@@ -208,7 +230,7 @@ fn updates(lens: &[usize]) -> Vec<Case> {
     all
 }
 
-/// What the tests run: some six hundred cases.
+/// What the tests run.
 pub fn thorough() -> Vec<Case> {
     let rest = [
         gathers(&[[1, 1], [3, 31], [31, 64], [64, 3], [65, 65], [257, 257], [7, 784]]),
@@ -221,6 +243,7 @@ pub fn thorough() -> Vec<Case> {
 /// What doctor runs: every variant, on sizes past one tile.
 pub fn short() -> Vec<Case> {
     let rest = [gathers(&[[65, 31], [31, 65]]), reductions(&[65]), updates(&[1021])];
-    [matmuls(&[[65, 67, 37], [3, 130, 257]]), heads(&[[65, 10], [3, 257]]), wide_heads(), rest.concat()]
+    let long = long_products().into_iter().filter(|c| c.member().is_some_and(|m| m.splits == 1));
+    [matmuls(&[[131, 67, 37]]), long.collect(), heads(&[[65, 10], [3, 257]]), wide_heads(), rest.concat()]
         .concat()
 }

@@ -1,6 +1,6 @@
 //! `limbeck doctor`: every kernel variant on every adapter of this machine, held to the reference.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use serde::Serialize;
@@ -8,6 +8,7 @@ use serde::Serialize;
 use crate::error::{Error, Result};
 use crate::gpu::device::{self, AdapterChoice, AdapterReport, Gpu, Surroundings};
 use crate::gpu::{Plan, Tensor};
+use crate::kernels::matmul::Choice;
 use crate::kernels::metrics;
 use crate::verify::{Case, cases};
 
@@ -87,11 +88,9 @@ pub struct Variant {
     pub deterministic: bool,
     /// What went wrong first.
     pub fault: Option<String>,
-    /// What other variants can do its work: those with the same task.
+    /// The member of the matmul family that it is: others can stand in for it.
     #[serde(skip)]
-    task: String,
-    #[serde(skip)]
-    member: Option<&'static str>,
+    member: Option<Choice>,
 }
 
 /// Examines the adapter that `choice` (or the environment) names, or else every one, telling `progress`
@@ -138,12 +137,8 @@ pub fn examine_cases(gpu: &Gpu, cases: &[Case]) -> Examined {
         .into_iter()
         .map(|(kernel, variants)| Kernel::new(kernel, variants.into_values().collect()))
         .collect();
-    let avoid: BTreeSet<&str> = kernels
-        .iter()
-        .flat_map(|k| &k.variants)
-        .filter(|v| v.verdict == Health::Avoid)
-        .filter_map(|v| v.member)
-        .collect();
+    let avoided = kernels.iter().flat_map(|k| &k.variants).filter(|v| v.verdict == Health::Avoid);
+    let avoid = avoided.map(|v| v.variant.clone()).collect();
     let (timestamps, fault) = match timestamps(gpu) {
         Ok(found) => (found, None),
         Err(e) => (None, Some(e.to_string())),
@@ -152,7 +147,7 @@ pub fn examine_cases(gpu: &Gpu, cases: &[Case]) -> Examined {
         adapter: gpu.report.clone(),
         error: fault.or_else(|| gpu.check().err().map(|e| e.to_string())),
         timestamps,
-        avoid: avoid.into_iter().map(str::to_owned).collect(),
+        avoid,
         kernels,
         seconds: began.elapsed().as_secs_f64(),
     }
@@ -167,7 +162,6 @@ impl Variant {
             worst_ratio: 0.0,
             deterministic: true,
             fault: None,
-            task: case.task(),
             member: case.member(),
         }
     }
@@ -198,12 +192,11 @@ impl Variant {
 
 impl Kernel {
     fn new(kernel: &'static str, mut variants: Vec<Variant>) -> Self {
-        let able: BTreeSet<String> =
-            variants.iter().filter(|v| v.verdict == Health::Pass).map(|v| v.task.clone()).collect();
-        for v in &mut variants {
-            if v.verdict == Health::Fail && able.contains(&v.task) {
-                v.verdict = Health::Avoid;
-            }
+        // A member that does not split K was seen with every epilogue: it can do all of the family's work.
+        let whole = |v: &Variant| v.member.is_some_and(|m| m.splits == 1) && v.verdict == Health::Pass;
+        if variants.iter().any(whole) {
+            let wrong = variants.iter_mut().filter(|v| v.verdict == Health::Fail);
+            wrong.for_each(|v| v.verdict = Health::Avoid);
         }
         let verdict = variants.iter().map(|v| v.verdict).max().unwrap_or(Health::Fail);
         Self { kernel, verdict, variants }
@@ -283,15 +276,18 @@ impl Examined {
     }
 }
 
-/// Screens the members of the matmul family that are not the plain one, and tells the device to avoid
-/// those that are wrong on it. Gives their names.
+/// Screens the members of the matmul family, and tells the device to avoid those that are wrong on it.
+/// Gives their names, for the run to say that it avoids them.
 ///
 /// # Errors
-/// [`Error::Device`] where the device is lost.
+/// [`Error::Run`] where no member is right; [`Error::Device`] where the device is lost.
 pub fn screen(gpu: &Gpu) -> Result<Vec<String>> {
     let matmuls: Vec<Case> = cases::short().into_iter().filter(|c| c.member().is_some()).collect();
     let found = examine_cases(gpu, &matmuls);
     gpu.check()?;
+    if !found.healthy() {
+        return Err(Error::Run(found.complaint()));
+    }
     found.avoid.iter().for_each(|member| gpu.avoid(member));
     Ok(found.avoid)
 }

@@ -20,12 +20,22 @@ pub enum Data {
     Huge,
     /// Of size 1e-15.
     Tiny,
+    /// Uniform and of one sign: a long sum grows faster than its bound, so that a forgotten part of it shows.
+    Positive,
 }
 
 impl Data {
     /// All kinds.
-    pub const ALL: [Self; 7] =
-        [Self::Random, Self::EqualRows, Self::Ties, Self::WideGaps, Self::Subnormal, Self::Huge, Self::Tiny];
+    pub const ALL: [Self; 8] = [
+        Self::Random,
+        Self::EqualRows,
+        Self::Ties,
+        Self::WideGaps,
+        Self::Subnormal,
+        Self::Huge,
+        Self::Tiny,
+        Self::Positive,
+    ];
 }
 
 /// A stream of tensors, a pure function of the seed.
@@ -74,6 +84,7 @@ impl Inputs {
             Data::Subnormal => by_row(&|i| signed[i] * f32::MIN_POSITIVE),
             Data::Huge => by_row(&|i| signed[i] * huge),
             Data::Tiny => by_row(&|i| signed[i] * 1e-15),
+            Data::Positive => by_row(&|i| signed[i].abs()),
         }
     }
 
@@ -91,7 +102,7 @@ impl Inputs {
                     places.iter().for_each(|p| row[*p as usize] = 7.0);
                 }
             }
-            Data::Subnormal | Data::Tiny => {}
+            Data::Subnormal | Data::Tiny | Data::Positive => {}
         }
         z
     }

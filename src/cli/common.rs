@@ -1,0 +1,283 @@
+//! Options that several commands share, and what they turn into.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+
+use crate::data::{Dataset, LoadOptions, Split};
+use crate::distill::step::Optimizer;
+use crate::error::{Error, Result};
+use crate::gpu::{AdapterChoice, Gpu};
+use crate::kernels::adam::Adam;
+use crate::kernels::matmul::Activation;
+use crate::mlp::weights::{Initializer, Weights, check_sizes};
+use crate::train::{Length, Recipe};
+
+#[derive(Args)]
+#[command(next_help_heading = "Device")]
+pub struct DeviceArgs {
+    /// Adapter to use: an index of `limbeck devices`, or a part of its name [env: WGPU_ADAPTER_NAME].
+    #[arg(long, value_name = "INDEX|NAME")]
+    adapter: Option<String>,
+    /// Graphics API: vulkan, metal or dx12 [env: WGPU_BACKEND].
+    #[arg(long, value_name = "API")]
+    backend: Option<String>,
+    /// Kernel choices that `limbeck tune` measured on this device, instead of the built-in ones.
+    #[arg(long, value_name = "FILE")]
+    profile: Option<PathBuf>,
+}
+
+impl DeviceArgs {
+    pub fn choice(&self) -> AdapterChoice {
+        AdapterChoice {
+            adapter: self.adapter.clone(),
+            backend: self.backend.clone(),
+            profile: self.profile.clone(),
+            checked: false,
+        }
+    }
+
+    /// Opens the device and says on stderr which one it is.
+    pub fn open(&self, quiet: bool) -> Result<Gpu> {
+        let gpu = Gpu::open(&self.choice())?;
+        if !quiet {
+            eprintln!("adapter: {}", gpu.report.line());
+        }
+        Ok(gpu)
+    }
+}
+
+#[derive(Args)]
+#[command(next_help_heading = "Data")]
+pub struct DataArgs {
+    /// Folder of IDX files as MNIST ships them (train-images-idx3-ubyte[.gz], …), or a .npz, .npy,
+    /// .csv or .safetensors file.
+    #[arg(long, value_name = "PATH")]
+    pub data: PathBuf,
+}
+
+impl DataArgs {
+    pub fn load(&self) -> Result<Split> {
+        crate::data::load(&self.data, &LoadOptions::default())
+    }
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum ActivationName {
+    /// max(x, 0)
+    Relu,
+    /// Hyperbolic tangent.
+    Tanh,
+    /// Gaussian error linear unit, tanh form.
+    Gelu,
+}
+
+impl From<ActivationName> for Activation {
+    fn from(name: ActivationName) -> Self {
+        match name {
+            ActivationName::Relu => Self::Relu,
+            ActivationName::Tanh => Self::Tanh,
+            ActivationName::Gelu => Self::Gelu,
+        }
+    }
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum OptimizerName {
+    /// Stochastic gradient descent with momentum.
+    Sgd,
+    /// Adam; weight decay acts through the gradient.
+    Adam,
+    /// Adam with decoupled weight decay.
+    Adamw,
+}
+
+#[derive(Args)]
+#[command(next_help_heading = "Network")]
+pub struct NetworkArgs {
+    /// Layer sizes, inputs first, classes last, such as 784,1200,1200,10.
+    #[arg(long, value_delimiter = ',', required = true, value_name = "SIZES")]
+    pub layers: Vec<usize>,
+    /// Activation of the hidden layers.
+    #[arg(long, value_enum, default_value = "relu")]
+    activation: ActivationName,
+    /// Start from the weights in this safetensors file instead of fresh ones.
+    #[arg(long, value_name = "FILE")]
+    init: Option<PathBuf>,
+}
+
+impl NetworkArgs {
+    /// The network that training starts from.
+    pub fn start(&self, data: &Dataset, seed: u64) -> Result<Weights> {
+        check_sizes(&self.layers)?;
+        crate::distill::infer::check_inputs(&self.layers, data)
+            .map_err(|e| e.with_hint(format!("the first of --layers must be {}", data.features())))?;
+        let classes = self.layers.last().copied().unwrap_or(0);
+        if classes < data.classes {
+            return Err(Error::usage(
+                "layers",
+                format!("at least {} outputs, the data's classes", data.classes),
+                format!("{classes} outputs"),
+            ));
+        }
+        let activation = self.activation.into();
+        let Some(path) = &self.init else {
+            let how = match activation {
+                Activation::Tanh => Initializer::Glorot,
+                _ => Initializer::He,
+            };
+            return Weights::init(&self.layers, activation, how, seed);
+        };
+        let weights = Weights::load(path, Some(activation))?;
+        if weights.sizes() != self.layers {
+            return Err(Error::data(
+                path,
+                "layers",
+                format!("{:?} as in --layers", self.layers),
+                format!("{:?}", weights.sizes()),
+            ));
+        }
+        Ok(weights)
+    }
+}
+
+#[derive(Args)]
+#[command(next_help_heading = "Training")]
+pub struct TrainingArgs {
+    /// Passes over the training rows [default: 10].
+    #[arg(long, conflicts_with = "steps")]
+    epochs: Option<u64>,
+    /// Optimiser steps, instead of --epochs.
+    #[arg(long)]
+    steps: Option<u64>,
+    /// Rows per step.
+    #[arg(long, default_value_t = 128)]
+    pub batch_size: usize,
+    /// Optimiser.
+    #[arg(long, value_enum, default_value = "adam")]
+    optimizer: OptimizerName,
+    /// Learning rate.
+    #[arg(long, default_value_t = 1e-3)]
+    pub lr: f64,
+    /// Momentum of sgd.
+    #[arg(long, default_value_t = 0.9)]
+    momentum: f64,
+    /// Nesterov's form of sgd's momentum.
+    #[arg(long)]
+    nesterov: bool,
+    /// Weight decay.
+    #[arg(long, default_value_t = 0.0)]
+    weight_decay: f64,
+    /// Decay of Adam's first moment.
+    #[arg(long, default_value_t = 0.9)]
+    beta1: f64,
+    /// Decay of Adam's second moment.
+    #[arg(long, default_value_t = 0.999)]
+    beta2: f64,
+    /// Adam's epsilon.
+    #[arg(long, default_value_t = 1e-8)]
+    epsilon: f64,
+    /// Seed of weights, order and splits.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Take the rows in file order instead of a new order each epoch.
+    #[arg(long)]
+    no_shuffle: bool,
+    /// Hold this share of the training rows back and evaluate on it after every epoch.
+    #[arg(long, default_value_t = 0.0, value_name = "SHARE")]
+    validation: f64,
+}
+
+impl TrainingArgs {
+    pub fn recipe(&self, log_every: u64) -> Result<Recipe> {
+        let share = |name: &str, v: f64| match (0.0..1.0).contains(&v) {
+            true => Ok(v),
+            false => Err(Error::usage(name, "at least 0 and below 1", v.to_string())),
+        };
+        let not_negative = |name: &str, v: f64| match v >= 0.0 && v.is_finite() {
+            true => Ok(v),
+            false => Err(Error::usage(name, "a number of at least 0", v.to_string())),
+        };
+        let weight_decay = not_negative("--weight-decay", self.weight_decay)?;
+        let adam = |decoupled| -> Result<Optimizer> {
+            Ok(Optimizer::Adam(Adam {
+                beta_1: share("--beta1", self.beta1)?,
+                beta_2: share("--beta2", self.beta2)?,
+                epsilon: not_negative("--epsilon", self.epsilon)?,
+                weight_decay,
+                decoupled,
+            }))
+        };
+        let optimizer = match self.optimizer {
+            OptimizerName::Sgd => Optimizer::Sgd {
+                momentum: share("--momentum", self.momentum)?,
+                nesterov: self.nesterov,
+                weight_decay,
+            },
+            OptimizerName::Adam => adam(false)?,
+            OptimizerName::Adamw => adam(true)?,
+        };
+        for (name, value) in [("--batch-size", self.batch_size as u64), ("--log-every", log_every)] {
+            if value == 0 {
+                return Err(Error::usage(name, "at least 1", "0"));
+            }
+        }
+        if !(self.lr > 0.0 && self.lr.is_finite()) {
+            return Err(Error::usage("--lr", "a number above 0", self.lr.to_string()));
+        }
+        share("--validation", self.validation)?;
+        let length = match (self.steps, self.epochs) {
+            (Some(n), _) => Length::Steps(n),
+            (None, n) => Length::Epochs(n.unwrap_or(10)),
+        };
+        if matches!(length, Length::Steps(0) | Length::Epochs(0)) {
+            return Err(Error::usage("--epochs or --steps", "at least 1", "0"));
+        }
+        Ok(Recipe { batch: self.batch_size, length, optimizer, shuffle: !self.no_shuffle, log_every })
+    }
+
+    /// Holds validation rows back where asked for.
+    pub fn split(&self, split: Split) -> Result<Split> {
+        match self.validation > 0.0 {
+            true => split.hold_out(self.validation, self.seed),
+            false => Ok(split),
+        }
+    }
+}
+
+#[derive(Args)]
+#[command(next_help_heading = "Output")]
+pub struct OutputArgs {
+    /// Folder for the model and metrics.jsonl.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Overwrite what --out already holds.
+    #[arg(long)]
+    force: bool,
+    /// Steps per line of metrics.jsonl.
+    #[arg(long, default_value_t = 100, value_name = "STEPS")]
+    pub log_every: u64,
+    /// Print the result as one JSON object and no progress.
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl OutputArgs {
+    /// Makes sure that nothing would be overwritten; makes nothing yet.
+    pub fn check(&self, model: &str) -> Result<()> {
+        let taken = [model, "metrics.jsonl"].map(|f| self.out.join(f)).into_iter().find(|p| p.exists());
+        match taken {
+            Some(path) if !self.force => {
+                Err(Error::usage("--out", "a folder without results", format!("{} exists", path.display()))
+                    .with_hint("choose another folder, or overwrite with --force"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The folder, made if need be.
+    pub fn create(&self) -> Result<&Path> {
+        std::fs::create_dir_all(&self.out).map_err(|e| Error::io("create", &self.out, e))?;
+        Ok(&self.out)
+    }
+}

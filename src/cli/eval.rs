@@ -1,0 +1,85 @@
+//! `limbeck eval`
+
+use std::path::PathBuf;
+
+use clap::ValueEnum;
+
+use crate::cli::common::{DataArgs, DeviceArgs};
+use crate::cli::job::{evaluate, logits};
+use crate::error::{Error, Result};
+use crate::mlp::Mlp;
+use crate::mlp::weights::Weights;
+
+/// Measures a network on the test rows (or the training rows): errors, NLL and, with a teacher,
+/// the agreement.
+///
+/// Example: limbeck eval --data mnist --model student/student.safetensors
+/// --teacher teacher/model.safetensors
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    data: DataArgs,
+    /// The network to measure, a safetensors file.
+    #[arg(long, value_name = "FILE")]
+    model: PathBuf,
+    /// Also compare with this network.
+    #[arg(long, value_name = "FILE")]
+    teacher: Option<PathBuf>,
+    /// Which rows.
+    #[arg(long, value_enum, default_value = "test")]
+    split: Part,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    device: DeviceArgs,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Part {
+    Train,
+    Test,
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    let split = args.data.load()?;
+    let rows = match args.split {
+        Part::Train => &split.train,
+        Part::Test => split.test.as_ref().ok_or_else(|| {
+            Error::usage("--data", "test rows", "training rows only").with_hint("try --split train")
+        })?,
+    };
+    let model = Weights::load(&args.model, None)?;
+    let classes = model.sizes().last().copied().unwrap_or(0);
+    if model.sizes()[0] != rows.features() || classes < rows.classes {
+        return Err(Error::data(
+            &args.model,
+            "layers",
+            format!("{} inputs and at least {} outputs, as the data has", rows.features(), rows.classes),
+            format!("{:?}", model.sizes()),
+        ));
+    }
+    let teacher =
+        args.teacher.as_ref().map(|path| super::distill::load_teacher(path, rows, classes)).transpose()?;
+    let gpu = args.device.open(args.json)?;
+    let run =
+        |name: &str, w: &Weights| logits(&gpu, &Mlp::upload(&gpu, name, std::slice::from_ref(w))?, rows);
+    let v = teacher.as_ref().map(|w| run("teacher", w)).transpose()?;
+    let seen = evaluate(&run("model", &model)?, rows, v.as_ref())?;
+    if args.json {
+        println!(
+            "{}",
+            serde_json::json!({
+                "schema_version": 1,
+                "adapter": gpu.report.line(),
+                "model": args.model,
+                "weights_sha256": model.sha256(),
+                "parameters": model.parameters(),
+                "evaluation": seen,
+            })
+        );
+    } else {
+        println!("{}", seen.text());
+    }
+    Ok(())
+}

@@ -1,0 +1,27 @@
+//! What drivers read from the environment when they are loaded, set before the first one is.
+
+/// Prepares the process for Vulkan drivers. Called by the binary before anything else; whatever the
+/// user has set wins.
+///
+/// - Mesa's lavapipe uses 256-bit vectors even where the CPU has 512; the wider form is faster
+///   for matrix products. The adapter's name shows the width in use.
+/// - Without `XDG_RUNTIME_DIR` the loader prints a line that looks like an error and is none.
+pub fn prepare() {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx512f") {
+        default("LP_NATIVE_VECTOR_WIDTH", "512");
+    }
+    #[cfg(target_os = "linux")]
+    default("XDG_RUNTIME_DIR", &std::env::temp_dir().to_string_lossy());
+}
+
+fn default(name: &str, value: &str) {
+    if std::env::var_os(name).is_none() {
+        // SAFETY: changing the environment races with other threads that read it; `prepare` is the
+        // first thing that `main` does, when there is no other thread.
+        #[allow(unsafe_code, reason = "the only way to speak to a driver that is not loaded yet")]
+        unsafe {
+            std::env::set_var(name, value);
+        }
+    }
+}

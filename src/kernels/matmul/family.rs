@@ -1,0 +1,264 @@
+//! The members of the matmul family, the shapes of tile they come in, and which one a product gets.
+//!
+//! | member | idea | where it wins |
+//! |---|---|---|
+//! | plain | one output per invocation | nowhere: the baseline |
+//! | vec4 | a register tile, operands loaded as vec4 | devices whose caches do the sharing; small products |
+//! | tile | workgroup-memory tiles and register tiles | GPUs |
+//! | subgroup | each lane loads other rows of A, the subgroup hands them round | narrow SIMD such as lavapipe |
+//!
+//! Any of the last three may split K: partial products first, then `matmul_reduce` adds them in a
+//! fixed order and applies the epilogue.
+
+use crate::gpu::pipeline::{Constant, Constants};
+use crate::gpu::{Gpu, Kernel};
+use crate::kernels::matmul::{Flags, Form, Params};
+
+macro_rules! member {
+    ($(#[$doc:meta])* $name:ident, $stem:literal) => {
+        $(#[$doc])*
+        pub static $name: Kernel = Kernel {
+            name: $stem,
+            source: shader!($stem),
+            params: Params::FIELDS,
+            variants: || variants_of($stem),
+        };
+    };
+}
+member!(/** `shaders/matmul_plain.wgsl` */ PLAIN, "matmul_plain");
+member!(/** `shaders/matmul_vec4.wgsl` */ VEC4, "matmul_vec4");
+member!(/** `shaders/matmul_tile.wgsl` */ TILE, "matmul_tile");
+member!(/** `shaders/matmul_subgroup.wgsl` */ SUBGROUP, "matmul_subgroup");
+member!(/** `shaders/matmul_reduce.wgsl` */ REDUCE, "matmul_reduce");
+
+/// In how many parts K may be split.
+pub const SPLITS: [u32; 4] = [1, 2, 4, 8];
+
+/// A member with its tile.
+pub struct Variant {
+    /// Member and tile, `subgroup8-32x64`: the name in profiles, benchmarks and doctor.
+    pub name: &'static str,
+    /// The shader.
+    pub kernel: &'static Kernel,
+    /// Its tile constants.
+    pub constants: &'static [(&'static str, u32)],
+    /// Rows and columns of C that a workgroup makes.
+    pub tile: [u32; 2],
+    /// The exact subgroup size it needs, or 0.
+    pub lanes: u32,
+}
+
+impl std::fmt::Debug for Variant {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+impl Variant {
+    /// Whether this device can run it.
+    pub fn runs_on(&self, gpu: &Gpu) -> bool {
+        self.lanes == 0 || gpu.has_subgroups_of(self.lanes)
+    }
+
+    /// Whether K can be split.
+    pub fn splits(&self) -> bool {
+        self.kernel.name != PLAIN.name
+    }
+
+    pub(super) fn constants(&self, flags: &Flags, splits: u32) -> Constants {
+        let tile = self.constants.iter().map(|(name, value)| (*name, Constant::U32(*value)));
+        let splits = self.splits().then_some(("SPLITS", Constant::U32(splits)));
+        tile.chain(splits).chain(flags.constants()).collect()
+    }
+}
+
+macro_rules! subgroup {
+    ($name:literal, $lanes:literal, $blocks:literal, $vecs:literal) => {
+        Variant {
+            name: $name,
+            kernel: &SUBGROUP,
+            constants: &[("LANES", $lanes), ("ROW_BLOCKS", $blocks), ("COL_VECS", $vecs)],
+            tile: [$lanes * $blocks, $lanes * $vecs * 4],
+            lanes: $lanes,
+        }
+    };
+}
+macro_rules! registers {
+    ($name:literal, $rows:literal, $vecs:literal, $group_rows:literal, $group_cols:literal) => {
+        Variant {
+            name: $name,
+            kernel: &VEC4,
+            constants: &[
+                ("ROWS", $rows),
+                ("COL_VECS", $vecs),
+                ("GROUP_ROWS", $group_rows),
+                ("GROUP_COLS", $group_cols),
+            ],
+            tile: [$rows * $group_rows, 4 * $vecs * $group_cols],
+            lanes: 0,
+        }
+    };
+}
+macro_rules! tile {
+    ($name:literal, $rows:literal, $vecs:literal, $group_rows:literal, $group_cols:literal, $k:literal) => {
+        Variant {
+            name: $name,
+            kernel: &TILE,
+            constants: &[
+                ("ROWS", $rows),
+                ("COL_VECS", $vecs),
+                ("GROUP_ROWS", $group_rows),
+                ("GROUP_COLS", $group_cols),
+                ("TILE_K", $k),
+            ],
+            tile: [$rows * $group_rows, 4 * $vecs * $group_cols],
+            lanes: 0,
+        }
+    };
+}
+
+/// Every variant there is, the baseline first.
+pub static VARIANTS: &[Variant] = &[
+    Variant { name: "plain", kernel: &PLAIN, constants: &[], tile: [8, 8], lanes: 0 },
+    registers!("vec4-64x64", 8, 2, 8, 8),
+    registers!("vec4-32x32", 4, 1, 8, 8),
+    tile!("tile-32x32", 4, 1, 8, 8, 16),
+    tile!("tile-64x64", 8, 2, 8, 8, 16),
+    tile!("tile-128x128", 8, 2, 16, 16, 8),
+    subgroup!("subgroup4-32x32", 4, 8, 2),
+    subgroup!("subgroup8-40x64", 8, 5, 2),
+    subgroup!("subgroup8-32x64", 8, 4, 2),
+    subgroup!("subgroup8-8x32", 8, 1, 1),
+    subgroup!("subgroup16-64x64", 16, 4, 1),
+    subgroup!("subgroup16-16x64", 16, 1, 1),
+    subgroup!("subgroup32-64x128", 32, 2, 1),
+];
+
+/// The variant of that name.
+pub fn named(name: &str) -> Option<&'static Variant> {
+    VARIANTS.iter().find(|v| v.name == name)
+}
+
+/// Every combination of constants that `record` may ask a member for.
+fn variants_of(stem: &str) -> Vec<Constants> {
+    let whole = Flags::all();
+    if stem == REDUCE.name {
+        let split = SPLITS.iter().filter(|s| **s > 1);
+        return split
+            .flat_map(|s| whole.iter().map(|f| f.for_reduce(*s)))
+            .fold(Vec::new(), |mut all, c| {
+                if !all.contains(&c) {
+                    all.push(c);
+                }
+                all
+            });
+    }
+    let partial = Flags::partial();
+    let members = VARIANTS.iter().filter(|v| v.kernel.name == stem);
+    members
+        .flat_map(|v| {
+            let split = SPLITS.iter().filter(|s| **s > 1 && v.splits());
+            let once = whole.iter().map(|f| v.constants(f, 1));
+            once.chain(split.flat_map(|s| partial.iter().map(|f| v.constants(f, *s)))).collect::<Vec<_>>()
+        })
+        .collect()
+}
+
+/// A variant and in how many parts it takes K.
+#[derive(Clone, Copy, Debug)]
+pub struct Choice {
+    /// The variant.
+    pub variant: &'static Variant,
+    /// One of [`SPLITS`].
+    pub splits: u32,
+}
+
+/// lavapipe ends an invocation's loops, all of them taken together, after this many rounds, in silence.
+const LOOP_ROUNDS: usize = 65_535;
+
+impl Choice {
+    /// Whether sums of length `k` come to their end on every driver.
+    pub fn reaches(&self, k: usize) -> bool {
+        let per_round = if self.variant.splits() { 4 } else { 1 };
+        k.div_ceil(self.splits as usize) <= LOOP_ROUNDS * per_round - 4
+    }
+
+    /// `subgroup8-32x64/4`; the part after the slash only where K is split.
+    pub fn text(&self) -> String {
+        match self.splits {
+            1 => self.variant.name.to_owned(),
+            n => format!("{}/{n}", self.variant.name),
+        }
+    }
+
+    /// The choice of that text, where this device can run it.
+    pub fn parse(text: &str, gpu: &Gpu) -> Option<Self> {
+        let (name, splits) = text.split_once('/').unwrap_or((text, "1"));
+        let variant = named(name).filter(|v| v.runs_on(gpu))?;
+        let splits = splits.parse().ok().filter(|s| SPLITS.contains(s) && (*s == 1 || variant.splits()))?;
+        Some(Self { variant, splits })
+    }
+
+    /// Every choice that this device can run.
+    pub fn all(gpu: &Gpu) -> Vec<Self> {
+        let runnable = VARIANTS.iter().filter(|v| v.runs_on(gpu));
+        runnable
+            .flat_map(|variant| {
+                let splits = SPLITS.iter().filter(|s| **s == 1 || variant.splits());
+                splits.map(move |splits| Self { variant, splits: *splits })
+            })
+            .collect()
+    }
+}
+
+/// A product as the profile asks for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Question {
+    /// Which product.
+    pub form: Form,
+    /// Replicas.
+    pub replicas: usize,
+    /// Rows of C.
+    pub m: usize,
+    /// Columns of C.
+    pub n: usize,
+    /// Length of the sums.
+    pub k: usize,
+}
+
+impl Question {
+    /// `matmul forward r1 m128 n800 k784`: the key in a profile.
+    pub fn key(&self) -> String {
+        let Self { form, replicas, m, n, k } = self;
+        format!("matmul {} r{replicas} m{m} n{n} k{k}", form.name())
+    }
+
+    /// What the profile says, or else the built-in choice for this kind of device, its K split where it
+    /// is very long, or else the first variant that was not found wrong on it.
+    pub fn answer(&self, gpu: &Gpu) -> Choice {
+        let recorded = gpu.profile.answers.get(&self.key()).and_then(|text| Choice::parse(text, gpu));
+        let built_in = self.built_in(gpu);
+        let parts = SPLITS.map(|splits| Choice { splits, ..built_in });
+        let others = VARIANTS.iter().filter(|v| v.runs_on(gpu)).map(|variant| Choice { variant, splits: 1 });
+        let mut in_order = recorded.into_iter().chain(parts).chain(others);
+        in_order.find(|c| c.reaches(self.k) && !gpu.avoids(&c.text())).unwrap_or(built_in)
+    }
+
+    /// The default: a pure function of the device class and the shape.
+    fn built_in(&self, gpu: &Gpu) -> Choice {
+        let software = gpu.report.kind == "software";
+        let small = self.m.min(self.n) <= 16 || self.m * self.n <= 64 * 64;
+        let name = match (software, gpu.report.subgroup) {
+            (true, [8, 8]) if small => "subgroup8-8x32",
+            (true, [8, 8]) => "subgroup8-32x64",
+            (true, [16, 16]) if small => "subgroup16-16x64",
+            (true, [16, 16]) => "subgroup16-64x64",
+            (true, [4, 4]) => "subgroup4-32x32",
+            (true, _) => "vec4-64x64",
+            (false, _) if small => "tile-32x32",
+            (false, _) => "tile-64x64",
+        };
+        let variant = named(name).filter(|v| v.runs_on(gpu)).unwrap_or(&VARIANTS[1]);
+        Choice { variant, splits: 1 }
+    }
+}

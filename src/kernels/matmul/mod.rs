@@ -1,0 +1,443 @@
+//! `C[r] = epilogue(op(A[r]) . op(B[r]))`: one host type for the whole family of matmul kernels.
+//!
+//! The three products of a training step, for a layer with weights `w` `[out, in]`:
+//!
+//! | form | product | C |
+//! |---|---|---|
+//! | [`Form::Forward`] | `x . w^T` | activations `[batch, out]` |
+//! | [`Form::InputGradient`] | `d_y . w` | `[batch, in]` |
+//! | [`Form::WeightGradient`] | `d_y^T . x` | `[out, in]` |
+
+pub mod family;
+
+pub use family::{Choice, Question, VARIANTS};
+
+use crate::error::{Error, Result};
+use crate::gpu::pipeline::{Constant, Constants};
+use crate::gpu::{Call, Kernel, Plan, Tensor};
+use family::Variant;
+
+params! {
+    /// `struct Params` of every `shaders/matmul_*.wgsl`.
+    struct Params {
+        m: u32, n: u32, k: u32,
+        a_stride: u32, b_stride: u32, c_stride: u32,
+        a_replica: u32, b_replica: u32, c_replica: u32,
+        bias_replica: u32, extra_replica: u32, saved_replica: u32,
+        row_start: u32, col_start: u32,
+        k_chunk: u32, replicas: u32,
+    }
+}
+
+/// This module's part of the list of kernels.
+pub const KERNELS: &[&Kernel] =
+    &[&family::PLAIN, &family::VEC4, &family::TILE, &family::SUBGROUP, &family::REDUCE];
+
+/// Which of the three products, and so which operand is stored transposed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Form {
+    /// `A [m, k] . B^T`, B stored `[n, k]`.
+    Forward,
+    /// `A [m, k] . B [k, n]`.
+    InputGradient,
+    /// `A^T . B [k, n]`, A stored `[k, m]`.
+    WeightGradient,
+}
+
+impl Form {
+    /// All three.
+    pub const ALL: [Self; 3] = [Self::Forward, Self::InputGradient, Self::WeightGradient];
+
+    /// The name in profiles.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Forward => "forward",
+            Self::InputGradient => "input-gradient",
+            Self::WeightGradient => "weight-gradient",
+        }
+    }
+}
+
+/// The non-linearity of the hidden layers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Activation {
+    /// None.
+    #[default]
+    Identity,
+    /// max(x, 0)
+    Relu,
+    /// tanh x
+    Tanh,
+    /// 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), the tanh form of GELU.
+    Gelu,
+}
+
+impl Activation {
+    fn code(self) -> u32 {
+        match self {
+            Self::Identity => 0,
+            Self::Relu => 1,
+            Self::Tanh => 2,
+            Self::Gelu => 3,
+        }
+    }
+
+    /// The name in files and options.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Identity => "identity",
+            Self::Relu => "relu",
+            Self::Tanh => "tanh",
+            Self::Gelu => "gelu",
+        }
+    }
+
+    /// The activation of that name.
+    pub fn parse(name: &str) -> Option<Self> {
+        [Self::Identity, Self::Relu, Self::Tanh, Self::Gelu].into_iter().find(|a| a.name() == name)
+    }
+
+    /// Whether the backward pass needs the pre-activation (else the output is enough).
+    pub fn needs_pre_activation(self) -> bool {
+        self == Self::Gelu
+    }
+}
+
+/// What is done with the product before it is stored, in this order.
+#[derive(Clone, Copy, Default)]
+pub struct Epilogue<'a> {
+    /// Add what C holds.
+    pub accumulate: bool,
+    /// Add `[r, 1, n]` to every row.
+    pub bias: Option<&'a Tensor>,
+    /// Keep the value so far, laid out as C: GELU's backward pass needs it.
+    pub keep: Option<&'a Tensor>,
+    /// Apply this.
+    pub activation: Activation,
+    /// Multiply by the derivative of the activation, from what the forward pass saved of it
+    /// (its output, or for GELU its pre-activation), laid out as C.
+    pub mask: Option<(Activation, &'a Tensor)>,
+    /// Also store the row sums of op(A), `[r, 1, m]`: the bias gradient beside the weight gradient.
+    pub row_sums: Option<&'a Tensor>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Flags {
+    form: Form,
+    accumulate: bool,
+    bias: bool,
+    keep: bool,
+    row_sums: bool,
+    activation: Activation,
+    mask: Activation,
+}
+
+impl Flags {
+    fn new(form: Form, e: &Epilogue<'_>) -> Self {
+        Self {
+            form,
+            accumulate: e.accumulate,
+            bias: e.bias.is_some(),
+            keep: e.keep.is_some(),
+            row_sums: e.row_sums.is_some(),
+            activation: e.activation,
+            mask: e.mask.map_or(Activation::Identity, |(a, _)| a),
+        }
+    }
+
+    /// Every combination that `record` takes.
+    fn all() -> Vec<Self> {
+        let plain = |form| Self::new(form, &Epilogue::default());
+        let activations = [
+            Activation::Identity,
+            Activation::Relu,
+            Activation::Tanh,
+            Activation::Gelu,
+        ];
+        let mut all = Vec::new();
+        for form in Form::ALL {
+            for accumulate in [false, true] {
+                all.push(Self { accumulate, ..plain(form) });
+            }
+        }
+        for activation in activations {
+            let keep = activation.needs_pre_activation();
+            let forward = Self { bias: true, activation, ..plain(Form::Forward) };
+            all.push(forward);
+            if keep {
+                all.push(Self { keep, ..forward });
+            }
+            if activation != Activation::Identity {
+                all.push(Self { mask: activation, ..plain(Form::InputGradient) });
+            }
+        }
+        for accumulate in [false, true] {
+            all.push(Self { row_sums: true, accumulate, ..plain(Form::WeightGradient) });
+        }
+        all
+    }
+
+    /// The first half of a product whose K is split: no epilogue but the row sums.
+    fn partial() -> Vec<Self> {
+        let plain = |form| Self::new(form, &Epilogue::default());
+        let sums = Self { row_sums: true, ..plain(Form::WeightGradient) };
+        Form::ALL.into_iter().map(plain).chain([sums]).collect()
+    }
+
+    /// The second half's constants: the epilogue of the whole.
+    fn for_reduce(&self, splits: u32) -> Constants {
+        let transposition = ["TRANSPOSE_A", "TRANSPOSE_B"];
+        let mut constants = self.constants();
+        constants.retain(|(name, _)| !transposition.contains(name));
+        constants.push(("SPLITS", Constant::U32(splits)));
+        constants
+    }
+
+    fn constants(&self) -> Constants {
+        vec![
+            ("TRANSPOSE_A", Constant::Bool(self.form == Form::WeightGradient)),
+            ("TRANSPOSE_B", Constant::Bool(self.form == Form::Forward)),
+            ("ACCUMULATE", Constant::Bool(self.accumulate)),
+            ("BIAS", Constant::Bool(self.bias)),
+            ("KEEP", Constant::Bool(self.keep)),
+            ("ROW_SUMS", Constant::Bool(self.row_sums)),
+            ("ACTIVATION", Constant::U32(self.activation.code())),
+            ("MASK", Constant::U32(self.mask.code())),
+        ]
+    }
+}
+
+/// Records one product with the variant that the profile, or else the built-in rule, chooses for
+/// its shape on this device.
+///
+/// # Errors
+/// As [`Plan::dispatch`].
+///
+/// # Panics
+/// Where the shapes do not fit each other: our own bug, since layers are checked before.
+pub fn record(
+    plan: &mut Plan<'_>,
+    label: &str,
+    form: Form,
+    a: &Tensor,
+    b: &Tensor,
+    c: &Tensor,
+    epilogue: &Epilogue<'_>,
+) -> Result<()> {
+    let [replicas, m, n] = c.shape;
+    let k = if form == Form::WeightGradient { a.shape[1] } else { a.shape[2] };
+    let choice = Question { form, replicas, m, n, k }.answer(plan.gpu);
+    record_with(plan, label, choice, form, a, b, c, epilogue)
+}
+
+/// Records one product with a given variant: for tests, benchmarks and tuning.
+///
+/// # Errors
+/// As [`Plan::dispatch`]; [`Error::Device`] where the sums are too long for the choice.
+///
+/// # Panics
+/// As [`record`].
+#[allow(clippy::too_many_arguments, reason = "a product's operands, one each")]
+pub fn record_with(
+    plan: &mut Plan<'_>,
+    label: &str,
+    choice: Choice,
+    form: Form,
+    a: &Tensor,
+    b: &Tensor,
+    c: &Tensor,
+    epilogue: &Epilogue<'_>,
+) -> Result<()> {
+    let [replicas, m, n] = c.shape;
+    let (a_shape, b_shape) = (&a.shape[1..], &b.shape[1..]);
+    let k = match form {
+        Form::WeightGradient => a_shape[0],
+        _ => a_shape[1],
+    };
+    let (want_a, want_b) = match form {
+        Form::Forward => ([m, k], [n, k]),
+        Form::InputGradient => ([m, k], [k, n]),
+        Form::WeightGradient => ([k, m], [k, n]),
+    };
+    assert_eq!((a_shape, b_shape), (&want_a[..], &want_b[..]), "{label}: {form:?} into [{m}, {n}]");
+    let same_layout = |t: &Tensor| t.shape == c.shape && t.row_stride == c.row_stride;
+    assert!(epilogue.keep.is_none_or(same_layout), "{label}: keep");
+    assert!(epilogue.mask.is_none_or(|(_, t)| same_layout(t)), "{label}: mask");
+    assert!(epilogue.bias.is_none_or(|t| t.shape[2] == n), "{label}: bias");
+    assert!(epilogue.row_sums.is_none_or(|t| t.shape[2] == m), "{label}: row sums");
+
+    let flags = Flags::new(form, epilogue);
+    assert!(Flags::all().contains(&flags), "{label}: a combination that no test has seen");
+    if !choice.reaches(k) {
+        let what = format!("sums of {k} are longer than `{}` can walk on every driver", choice.text());
+        return Err(Error::device(format!("record `{label}`"), what));
+    }
+    let product = Product { label, flags, a, b, c, m, n, k, replicas };
+    // A split may be asked for that K is too short for: then fewer parts have work.
+    match choice.splits {
+        1 => product.whole(plan, choice.variant, epilogue),
+        splits => product.split(plan, choice.variant, splits, epilogue),
+    }
+}
+
+struct Product<'a> {
+    label: &'a str,
+    flags: Flags,
+    a: &'a Tensor,
+    b: &'a Tensor,
+    c: &'a Tensor,
+    m: usize,
+    n: usize,
+    k: usize,
+    replicas: usize,
+}
+
+impl Product<'_> {
+    fn params(&self) -> Params {
+        Params {
+            m: self.m as u32,
+            n: self.n as u32,
+            k: self.k as u32,
+            a_stride: self.a.row_stride as u32,
+            b_stride: self.b.row_stride as u32,
+            c_stride: self.c.row_stride as u32,
+            a_replica: self.a.stride_for(self.replicas),
+            b_replica: self.b.stride_for(self.replicas),
+            c_replica: self.c.replica_stride as u32,
+            replicas: self.replicas as u32,
+            ..Params::default()
+        }
+    }
+
+    fn grid(&self, variant: &Variant, splits: u32) -> [u32; 3] {
+        let [rows, cols] = variant.tile;
+        [
+            (self.c.row_stride as u32).div_ceil(cols),
+            (self.m as u32).div_ceil(rows),
+            self.replicas as u32 * splits,
+        ]
+    }
+
+    /// One dispatch, epilogue and all.
+    fn whole(&self, plan: &mut Plan<'_>, variant: &Variant, epilogue: &Epilogue<'_>) -> Result<()> {
+        let nothing = plan.gpu.nothing()?;
+        let ends = Ends::new(epilogue, self.b, &nothing);
+        plan.dispatch(Call {
+            kernel: variant.kernel,
+            constants: variant.constants(&self.flags, 1),
+            label: self.label,
+            params: ends.params(self.params(), self.replicas),
+            tensors: &[
+                ("a", self.a),
+                ("b", self.b),
+                ("c", self.c),
+                ("bias", ends.bias),
+                ("saved", ends.saved),
+                ("extra", ends.extra),
+            ],
+            grid: self.grid(variant, 1),
+        })
+    }
+
+    /// Partial products over parts of K, then their sum and the epilogue.
+    fn split(
+        &self,
+        plan: &mut Plan<'_>,
+        variant: &Variant,
+        splits: u32,
+        epilogue: &Epilogue<'_>,
+    ) -> Result<()> {
+        let copies = splits as usize * self.replicas;
+        let name = |what: &str| format!("{}.{what}", self.label);
+        // matmul_reduce walks the parts and C by one row stride.
+        let stride = self.c.row_stride;
+        let mut partial = Tensor::zeros(plan.gpu, &name("partial"), [copies, self.m, stride])?;
+        partial.shape[2] = self.n;
+        let sums = match epilogue.row_sums {
+            Some(_) => Tensor::zeros(plan.gpu, &name("partial_sums"), [copies, 1, self.m])?,
+            None => plan.gpu.nothing()?,
+        };
+        let flags = Flags { row_sums: self.flags.row_sums, ..Flags::new(self.flags.form, &Epilogue::default()) };
+        // Each part begins at a multiple of four k.
+        let k_chunk = (self.k as u32).div_ceil(splits).next_multiple_of(4);
+        plan.dispatch(Call {
+            kernel: variant.kernel,
+            constants: variant.constants(&flags, splits),
+            label: &name("parts"),
+            params: Params {
+                c_replica: partial.replica_stride as u32,
+                c_stride: partial.row_stride as u32,
+                extra_replica: sums.replica_stride as u32,
+                k_chunk,
+                ..self.params()
+            },
+            tensors: &[
+                ("a", self.a),
+                ("b", self.b),
+                ("c", &partial),
+                ("bias", self.b),
+                ("saved", self.b),
+                ("extra", &sums),
+            ],
+            grid: self.grid(variant, splits),
+        })?;
+        let nothing = plan.gpu.nothing()?;
+        let ends = Ends::new(epilogue, &partial, &nothing);
+        // The scrap may stand in for what is written or for what is read, not for both.
+        let sums = if epilogue.row_sums.is_some() { &sums } else { &partial };
+        let groups = (self.m * self.c.row_stride / 4).div_ceil(64) as u32;
+        plan.dispatch(Call {
+            kernel: &family::REDUCE,
+            constants: self.flags.for_reduce(splits),
+            label: self.label,
+            params: ends.params(
+                Params {
+                    a_replica: partial.replica_stride as u32,
+                    b_replica: sums.replica_stride as u32,
+                    ..self.params()
+                },
+                self.replicas,
+            ),
+            tensors: &[
+                ("a", &partial),
+                ("b", sums),
+                ("c", self.c),
+                ("bias", ends.bias),
+                ("saved", ends.saved),
+                ("extra", ends.extra),
+            ],
+            grid: [groups.min(65_535), groups.div_ceil(65_535), self.replicas as u32],
+        })
+    }
+}
+
+/// What the epilogue binds; where a variant does not use a binding, something that is there.
+struct Ends<'a> {
+    bias: &'a Tensor,
+    saved: &'a Tensor,
+    extra: &'a Tensor,
+    used: [bool; 3],
+}
+
+impl<'a> Ends<'a> {
+    fn new(epilogue: &Epilogue<'a>, read: &'a Tensor, scrap: &'a Tensor) -> Self {
+        let extra = epilogue.keep.or(epilogue.row_sums);
+        Self {
+            bias: epilogue.bias.unwrap_or(read),
+            saved: epilogue.mask.map_or(read, |(_, t)| t),
+            extra: extra.unwrap_or(scrap),
+            used: [epilogue.bias.is_some(), epilogue.mask.is_some(), extra.is_some()],
+        }
+    }
+
+    fn params(&self, params: Params, replicas: usize) -> Params {
+        let stride = |used: bool, t: &Tensor| if used { t.stride_for(replicas) } else { 0 };
+        let [bias, saved, extra] = self.used;
+        Params {
+            bias_replica: stride(bias, self.bias),
+            saved_replica: stride(saved, self.saved),
+            extra_replica: stride(extra, self.extra),
+            ..params
+        }
+    }
+}
