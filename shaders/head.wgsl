@@ -136,6 +136,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     // The lane's maxima with their indices, and the sums of exp(z), exp(z/T) and exp(v/T) below them.
     var top = vec4<f32>(LOWEST, 0.0, LOWEST, 0.0);
     var sum = vec3<f32>();
+    // The logit too is looked at: softmax takes -inf for an impossible class and hides an overflow upstream.
+    var bad = 0.0;
     var z_block: array<f32, BLOCK>;
     var v_block: array<f32, BLOCK>;
     // With HELD: the exponentials themselves.
@@ -149,6 +151,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             let j = start + i * LANES;
             let zj = z[z_at + j];
             z_block[i] = zj;
+            bad = max(bad, non_finite(zj));
             if zj > top.x { top.x = zj; top.y = f32(j); }
             if SOFT {
                 let vj = v[v_at + j];
@@ -181,7 +184,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         top = row_top(own, local);
         // A lane without elements has sums of zero and no maximum to speak of.
         if lane < k { lower = rescale(own, top, inv_t); }
-        sum = row_sum(vec4<f32>(sum * lower, 0.0), local).xyz;
+        let both = row_sum(vec4<f32>(sum * lower, bad), local);
+        sum = both.xyz;
+        bad = both.w;
     }
     sum = max(sum, vec3<f32>(1.0));
     let log_sum = log(sum);
@@ -246,7 +251,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     if lane == 0u && row < params.batch {
         let soft_loss = t * t * all.y;
         // A gradient that is not finite makes its squared norm so.
-        let flag = max(max(non_finite(all.x), non_finite(soft_loss)), max(non_finite(all.z), non_finite(all.w)));
+        let results = max(max(non_finite(all.x), non_finite(soft_loss)), max(non_finite(all.z), non_finite(all.w)));
+        let flag = max(results, min(bad, 1.0));
         let correct = select(0.0, 1.0, labelled && u32(top.y) == label);
         let agree = select(0.0, 1.0, live && SOFT && top.y == top.w);
         let to = (replica * params.stats_replica + (slot.x * params.batch + row) * 8u) / 4u;

@@ -35,5 +35,6 @@ pub mod reference;
 pub mod report;
 pub mod rng;
 pub mod train;
+pub mod verify;
 
 pub use error::{Error, Result};

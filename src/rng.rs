@@ -28,6 +28,8 @@ pub mod stream {
     pub const DROPOUT: u32 = 5;
     /// Input noise and augmentation; index = step << 32 | element.
     pub const JITTER: u32 = 6;
+    /// Inputs of the kernel checks; index = tensor << 32 | element.
+    pub const CHECK: u32 = 64;
 }
 
 const MULTIPLIER: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];

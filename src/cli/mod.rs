@@ -5,6 +5,7 @@ mod common;
 mod demo;
 mod devices;
 mod distill;
+mod doctor;
 mod eval;
 mod job;
 mod train;
@@ -35,6 +36,8 @@ enum Command {
     Demo(demo::Args),
     /// List the adapters of this machine and the one that a run would take.
     Devices(devices::Args),
+    /// Check every kernel on every adapter of this machine against a reference.
+    Doctor(doctor::Args),
     /// Train a network on labels: the teacher, or a student for comparison.
     Train(train::Args),
     /// Train a student on a teacher's soft targets and, if wanted, the labels.
@@ -56,6 +59,7 @@ pub fn run() -> Result<()> {
     match Cli::parse().command {
         Command::Demo(args) => demo::run(&args),
         Command::Devices(args) => devices::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Train(args) => train::run(&args),
         Command::Distill(args) => distill::run(&args),
         Command::Eval(args) => eval::run(&args),

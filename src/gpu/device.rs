@@ -1,5 +1,6 @@
 //! Which adapter to take, what it can do, and how its faults reach the caller as errors.
 
+use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -230,7 +231,7 @@ impl Surroundings {
         Self { loader, drivers, render_nodes }
     }
 
-    fn advice(&self) -> String {
+    pub(crate) fn advice(&self) -> String {
         if !cfg!(target_os = "linux") {
             return "update the graphics driver".to_owned();
         }
@@ -288,6 +289,7 @@ pub struct Gpu {
     pub profile: Profile,
     faults: Faults,
     nothing: OnceLock<Tensor>,
+    avoided: Mutex<BTreeSet<String>>,
 }
 
 impl Gpu {
@@ -356,6 +358,7 @@ impl Gpu {
             profile,
             faults,
             nothing: OnceLock::new(),
+            avoided: Mutex::default(),
         })
     }
 
@@ -367,6 +370,17 @@ impl Gpu {
     /// True where the pipeline can rely on exactly `lanes` lanes to a subgroup.
     pub fn has_subgroups_of(&self, lanes: u32) -> bool {
         self.report.subgroups && self.report.subgroup == [lanes, lanes]
+    }
+
+    /// From now on, a kernel that is one of several for the same work is not chosen on this device:
+    /// it was found to be wrong here.
+    pub fn avoid(&self, kernel: &str) {
+        self.avoided.lock().unwrap_or_else(PoisonError::into_inner).insert(kernel.to_owned());
+    }
+
+    /// Whether [`Gpu::avoid`] was said of it: what chooses among kernels has to ask.
+    pub fn avoids(&self, kernel: &str) -> bool {
+        self.avoided.lock().unwrap_or_else(PoisonError::into_inner).contains(kernel)
     }
 
     /// A scrap of memory to bind where a shader's variant declares a tensor but does not touch it.
@@ -394,6 +408,7 @@ impl Gpu {
     /// Loses the device on purpose, as a driver reset would: the fault-injection point of the tests.
     pub fn lose(&self) {
         self.device.destroy();
+        // A device that is really lost reports at once; a destroyed one only when its queue is empty.
         self.faults.put("device lost", "destroyed on request".to_owned());
     }
 
@@ -407,7 +422,8 @@ impl Gpu {
         let validation = pollster::block_on(validation.pop());
         let memory = pollster::block_on(memory.pop());
         match internal.or(validation).or(memory) {
-            None => Ok(value),
+            // A lost device fails no scope: it hands out dead objects and reports to the sink.
+            None => self.check().map(|()| value),
             Some(error) => Err(Error::device(op, error.to_string())),
         }
     }

@@ -57,9 +57,13 @@ impl Kernel {
     /// # Panics
     /// Where the shader has not exactly one such line for a name: our own bug, met by the tests.
     pub fn specialise(&self, constants: &[(&'static str, Constant)]) -> String {
-        let mut text = String::with_capacity(self.source.len());
+        self.specialise_text(self.source, constants)
+    }
+
+    fn specialise_text(&self, source: &str, constants: &[(&'static str, Constant)]) -> String {
+        let mut text = String::with_capacity(source.len());
         let mut filled = 0;
-        for line in self.source.lines() {
+        for line in source.lines() {
             let value = line.strip_prefix("const ").and_then(|rest| {
                 let (name, rest) = rest.split_once(':')?;
                 let (ty, _) = rest.split_once('=')?;
@@ -180,15 +184,22 @@ pub(crate) struct Pipeline {
 
 type Key = (&'static str, Constants);
 
-/// Pipelines by (kernel, constants).
+/// Pipelines by (kernel, constants), and the texts that [`Gpu::plant`] put in place of a kernel's own.
 #[derive(Default)]
-pub(crate) struct PipelineCache(Mutex<HashMap<Key, Arc<Pipeline>>>);
+pub(crate) struct PipelineCache {
+    built: Mutex<HashMap<Key, Arc<Pipeline>>>,
+    planted: Mutex<HashMap<&'static str, String>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 impl Gpu {
     /// The pipeline for a kernel with constants, from the cache or built now.
     pub(crate) fn pipeline(&self, kernel: &Kernel, constants: &Constants) -> Result<Arc<Pipeline>> {
         let key = (kernel.name, constants.clone());
-        let mut cache = self.pipelines.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cache = lock(&self.pipelines.built);
         if let Some(found) = cache.get(&key) {
             return Ok(found.clone());
         }
@@ -197,9 +208,19 @@ impl Gpu {
         Ok(built)
     }
 
+    /// Builds `kernel` on this device from an edited text from now on: the fault-injection point by
+    /// which the tests ask whether a wrong kernel is caught. An edited text is no longer trusted, so
+    /// it gets the run-time checks whatever the device was opened with.
+    pub fn plant(&self, kernel: &Kernel, edit: impl FnOnce(&str) -> String) {
+        lock(&self.pipelines.planted).insert(kernel.name, edit(kernel.source));
+        lock(&self.pipelines.built).retain(|(name, _), _| *name != kernel.name);
+    }
+
     fn build(&self, kernel: &Kernel, constants: &Constants) -> Result<Pipeline> {
         let op = format!("build kernel `{}` {constants:?}", kernel.name);
-        let source = kernel.specialise(constants);
+        let planted = lock(&self.pipelines.planted).get(kernel.name).cloned();
+        let checked = self.checked || planted.is_some();
+        let source = kernel.specialise_text(planted.as_deref().unwrap_or(kernel.source), constants);
         let reflection = reflect(&source).map_err(|e| Error::device(&op, e))?;
         let invocations: u32 = reflection.workgroup_size.iter().product();
         for (what, wanted, limit) in [
@@ -219,7 +240,7 @@ impl Gpu {
                 label: Some(kernel.name),
                 source: wgpu::ShaderSource::Wgsl(source.as_str().into()),
             };
-            let module = if self.checked {
+            let module = if checked {
                 self.device.create_shader_module(desc)
             } else {
                 // SAFETY: unchecked shaders may touch memory outside their bindings or loop for
@@ -249,7 +270,7 @@ impl Gpu {
                 entry_point: Some("main"),
                 compilation_options: wgpu::PipelineCompilationOptions {
                     constants: &[],
-                    zero_initialize_workgroup_memory: self.checked,
+                    zero_initialize_workgroup_memory: checked,
                 },
                 cache: None,
             });

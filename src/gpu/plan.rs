@@ -78,6 +78,7 @@ impl<'g> Plan<'g> {
     /// # Panics
     /// Where a binding of the shader got no tensor or a tensor has no binding: our own bug.
     pub fn dispatch<P: bytemuck::Pod>(&mut self, call: Call<'_, P>) -> Result<()> {
+        self.gpu.check()?;
         if call.grid.contains(&0) {
             return Ok(()); // nothing to compute
         }
@@ -109,12 +110,14 @@ impl<'g> Plan<'g> {
                 .find(|(name, _)| *name == binding.name)
                 .unwrap_or_else(|| panic!("{}: `{}` is not bound", call.kernel.name, binding.name));
             let bytes = (tensor.span() * 4) as u64;
-            if bytes > limits.max_storage_buffer_binding_size {
+            // Shaders count elements in 32 bits; some devices bind more bytes than that reaches.
+            let limit = limits.max_storage_buffer_binding_size.min(u64::from(u32::MAX) * 4);
+            if bytes > limit {
                 return Err(Error::device(
                     op(),
                     format!(
-                        "`{}` is {bytes} bytes, the device lets a shader see {} bytes at once",
-                        tensor.label, limits.max_storage_buffer_binding_size
+                        "`{}` is {bytes} bytes, the device lets a shader see {limit} bytes at once",
+                        tensor.label
                     ),
                 )
                 .with_hint("use smaller layers, a smaller batch or fewer replicas"));
@@ -358,6 +361,7 @@ impl Program {
     /// # Errors
     /// [`Error::Device`] where the device is lost or refuses.
     pub fn trace_blocking(&self, gpu: &Gpu) -> Result<Vec<Traced>> {
+        gpu.check()?;
         self.dispatches
             .iter()
             .map(|d| {
@@ -407,6 +411,7 @@ impl Program {
     /// # Errors
     /// [`Error::Device`] where the device is lost or refuses.
     pub fn profile_blocking(&self, gpu: &Gpu) -> Result<Option<Vec<f64>>> {
+        gpu.check()?;
         if !gpu.report.timestamps {
             return Ok(None);
         }

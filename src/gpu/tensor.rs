@@ -142,7 +142,7 @@ impl Tensor {
     /// Writes tight data (replica by replica, row by row), before the next submission.
     ///
     /// # Errors
-    /// [`Error::Usage`] where the length does not fit the shape.
+    /// [`Error::Usage`] where the length does not fit the shape; [`Error::Device`] where the device is lost.
     pub fn write<T: bytemuck::Pod>(&self, gpu: &Gpu, data: &[T]) -> Result<()> {
         assert_eq!(size_of::<T>(), 4, "tensors hold 32-bit elements");
         let [replicas, rows, cols] = self.shape;
@@ -153,6 +153,7 @@ impl Tensor {
                 format!("{} values", data.len()),
             ));
         }
+        gpu.check()?;
         if data.is_empty() {
             return Ok(());
         }

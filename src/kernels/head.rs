@@ -35,10 +35,9 @@ const fn form(lanes: u32, block: u32, held: bool) -> Form {
 }
 
 /// Every form that the host can ask for.
-pub const FORMS: [Form; 6] = [
+pub const FORMS: [Form; 5] = [
     form(1, 32, true),
     form(1, 1024, true),
-    form(1, 32, false),
     form(8, 32, true),
     form(64, 16, true),
     form(64, 32, false),
@@ -52,10 +51,9 @@ impl Form {
         match k {
             0..=32 => FORMS[0],
             33..=1024 if software => FORMS[1],
-            _ if software => FORMS[2],
-            33..=256 => FORMS[3],
-            257..=1024 => FORMS[4],
-            _ => FORMS[5],
+            33..=256 => FORMS[2],
+            257..=1024 => FORMS[3],
+            _ => FORMS[4],
         }
     }
 

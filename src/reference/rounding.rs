@@ -29,6 +29,11 @@ pub const U: f64 = 1.0 / (1 << 23) as f64;
 /// The smallest normal f32, 2^-126, in units of u.
 pub const FLUSH: f64 = f32::MIN_POSITIVE as f64 / U;
 
+/// What a device loses of `input` if it reads a subnormal as zero, as WGSL lets it.
+pub fn flushed(input: f64) -> f64 {
+    if input.abs() < f64::from(f32::MIN_POSITIVE) { input.abs() } else { 0.0 }
+}
+
 /// A value and a bound of the device's error in it, in units of u.
 #[derive(Debug, Clone, Copy)]
 pub struct Rounded {
@@ -39,9 +44,9 @@ pub struct Rounded {
 }
 
 impl Rounded {
-    /// An input as the device received it, or a small constant: no error.
+    /// An input as the device received it, or a small constant: no error, but a subnormal may be read as 0.
     pub fn exact(value: f64) -> Self {
-        Self { value, error: 0.0 }
+        Self { value, error: flushed(value) / U }
     }
 
     /// A scalar that the host rounds to f32, such as a temperature.
@@ -115,7 +120,9 @@ impl Sub for Rounded {
 impl Mul for Rounded {
     type Output = Self;
     fn mul(self, b: Self) -> Self {
-        let inherited = self.value.abs() * b.error + b.value.abs() * self.error;
+        // The last term is of second order; it is all that is left where both values are 0.
+        let both = self.error * b.error * U;
+        let inherited = self.value.abs() * b.error + b.value.abs() * self.error + both;
         Self::after(self.value * b.value, inherited, 1.0)
     }
 }

@@ -169,7 +169,16 @@ pub struct Choice {
     pub splits: u32,
 }
 
+/// lavapipe ends an invocation's loops, all of them taken together, after this many rounds, in silence.
+const LOOP_ROUNDS: usize = 65_535;
+
 impl Choice {
+    /// Whether sums of length `k` come to their end on every driver.
+    pub fn reaches(&self, k: usize) -> bool {
+        let per_round = if self.variant.splits() { 4 } else { 1 };
+        k.div_ceil(self.splits as usize) <= LOOP_ROUNDS * per_round - 4
+    }
+
     /// `subgroup8-40x64/4`; the part after the slash only where K is split.
     pub fn text(&self) -> String {
         match self.splits {
@@ -220,10 +229,15 @@ impl Question {
         format!("matmul {} r{replicas} m{m} n{n} k{k}", form.name())
     }
 
-    /// What the profile says, or else the built-in choice for this kind of device.
+    /// What the profile says, or else the built-in choice for this kind of device, its K split where it
+    /// is very long, or else the first variant that was not found wrong on it.
     pub fn answer(&self, gpu: &Gpu) -> Choice {
         let recorded = gpu.profile.answers.get(&self.key()).and_then(|text| Choice::parse(text, gpu));
-        recorded.unwrap_or_else(|| self.built_in(gpu))
+        let built_in = self.built_in(gpu);
+        let parts = SPLITS.map(|splits| Choice { splits, ..built_in });
+        let others = VARIANTS.iter().filter(|v| v.runs_on(gpu)).map(|variant| Choice { variant, splits: 1 });
+        let mut in_order = recorded.into_iter().chain(parts).chain(others);
+        in_order.find(|c| c.reaches(self.k) && !gpu.avoids(&c.text())).unwrap_or(built_in)
     }
 
     /// The default: a pure function of the device class and the shape. What stands here for software

@@ -34,9 +34,6 @@ params! {
 pub const KERNELS: &[&Kernel] =
     &[&family::PLAIN, &family::VEC4, &family::TILE, &family::SUBGROUP, &family::REDUCE];
 
-/// Four k to a round, and lavapipe ends any loop after 65,535 rounds.
-const LONGEST_SUM: usize = 4 * 65_535;
-
 /// Which of the three products, and so which operand is stored transposed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Form {
@@ -237,7 +234,7 @@ pub fn record(
 /// Records one product with a given variant: for tests, benchmarks and tuning.
 ///
 /// # Errors
-/// As [`Plan::dispatch`].
+/// As [`Plan::dispatch`]; [`Error::Device`] where the sums are too long for the choice.
 ///
 /// # Panics
 /// As [`record`].
@@ -270,15 +267,12 @@ pub fn record_with(
     assert!(epilogue.bias.is_none_or(|t| t.shape[2] == n), "{label}: bias");
     assert!(epilogue.row_sums.is_none_or(|t| t.shape[2] == m), "{label}: row sums");
 
-    if k > LONGEST_SUM {
-        return Err(Error::usage(
-            format!("`{label}`: length of the sums"),
-            format!("at most {LONGEST_SUM}"),
-            k.to_string(),
-        ));
-    }
     let flags = Flags::new(form, epilogue);
     assert!(Flags::all().contains(&flags), "{label}: a combination that no test has seen");
+    if !choice.reaches(k) {
+        let what = format!("sums of {k} are longer than `{}` can walk on every driver", choice.text());
+        return Err(Error::device(format!("record `{label}`"), what));
+    }
     let product = Product { label, flags, a, b, c, m, n, k, replicas };
     // A split may be asked for that K is too short for: then fewer parts have work.
     match choice.splits {
@@ -365,7 +359,10 @@ impl Product<'_> {
     ) -> Result<()> {
         let copies = splits as usize * self.replicas;
         let name = |what: &str| format!("{}.{what}", self.label);
-        let partial = Tensor::zeros(plan.gpu, &name("partial"), [copies, self.m, self.n])?;
+        // matmul_reduce walks the parts and C by one row stride.
+        let stride = self.c.row_stride;
+        let mut partial = Tensor::zeros(plan.gpu, &name("partial"), [copies, self.m, stride])?;
+        partial.shape[2] = self.n;
         let nothing = plan.gpu.nothing()?;
         let sums = match epilogue.row_sums {
             Some(_) => Some(Tensor::zeros(plan.gpu, &name("partial_sums"), [copies, 1, self.m])?),

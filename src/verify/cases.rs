@@ -1,0 +1,253 @@
+//! The fixed lists of cases: sizes that fit no tile, and every combination of constants.
+
+use crate::kernels::adam::Adam;
+use crate::kernels::head::{FORMS, Form};
+use crate::kernels::matmul::Choice;
+use crate::verify::head::From;
+use crate::verify::inputs::Data;
+use crate::verify::matmul::{Ends, Shared, choices};
+use crate::verify::zone::Padding;
+use crate::verify::{Case, adam, gather, head, matmul, metrics, sgd};
+
+/// m, n, k: each of 1, 3, 31, 64, 65 and 257 in each place, and one past the largest tile.
+pub const MATMUL_SIZES: [[usize; 3]; 10] = [
+    [1, 1, 1],
+    [1, 3, 31],
+    [3, 1, 65],
+    [31, 64, 3],
+    [64, 31, 257],
+    [65, 65, 64],
+    [257, 3, 1],
+    [3, 257, 64],
+    [65, 257, 31],
+    [129, 33, 9],
+];
+
+/// Batch and classes: each awkward batch, each class count that a shader treats in its own way.
+pub const HEAD_SIZES: [[usize; 2]; 10] =
+    [[1, 2], [3, 10], [31, 10], [64, 31], [65, 3], [257, 10], [31, 65], [3, 257], [2, 1000], [65, 64]];
+
+fn padding(i: usize) -> Padding {
+    [
+        Padding::NONE,
+        Padding { row: 1, replica: 0 },
+        Padding { row: 2, replica: 3 },
+        Padding { row: 0, replica: 1 },
+    ][i % 4]
+}
+
+/// Numbers cases, so that paddings, kinds of data and sharing all meet all options over a list
+/// without the product of everything.
+#[derive(Default)]
+struct Counter(usize);
+
+impl Counter {
+    fn next(&mut self) -> usize {
+        self.0 += 1;
+        self.0
+    }
+}
+
+fn matmul_case(i: usize, choice: Choice, replicas: usize, [m, n, k]: [usize; 3], option: usize) -> Case {
+    let (form, ends) = Ends::all()[option];
+    let shared = [Shared::None, Shared::A, Shared::B][i % 3];
+    Case::Matmul(matmul::Case {
+        choice,
+        m,
+        n,
+        k,
+        replicas,
+        shared,
+        padding: padding(i),
+        form,
+        ends,
+        data: Data::ALL[i % Data::ALL.len()],
+        seed: i as u64,
+    })
+}
+
+/// A product whose K is split is made by a member without an epilogue and by matmul_reduce with one:
+/// all epilogues are seen where one member splits, and elsewhere those that the member itself does.
+fn asked(choice: &Choice, ends: &Ends) -> bool {
+    choice.splits == 1 || choice.variant.name == "vec4-32x32" || ends.is_bare()
+}
+
+fn matmuls(sizes: &[[usize; 3]]) -> Vec<Case> {
+    let mut i = Counter::default();
+    let mut all = Vec::new();
+    for choice in choices() {
+        for (turn, size) in sizes.iter().enumerate() {
+            // The baseline sees every size with both; the others in turn, for time.
+            let both = choice.variant.name == "plain" || sizes.len() == 1;
+            for replicas in [1, 3].into_iter().filter(|r| both || (turn % 2 == 0) == (*r == 1)) {
+                let options = (0..Ends::all().len()).filter(|o| asked(&choice, &Ends::all()[*o].1));
+                all.extend(options.map(|option| matmul_case(i.next(), choice, replicas, *size, option)));
+            }
+        }
+    }
+    all
+}
+
+/// Products so long that rounding errors, split K and drivers that end a loop early have room to show:
+/// every member once, and one of each shader with the other products and a split K.
+pub fn long_products() -> Vec<Case> {
+    let of = |choice: Choice, option| {
+        let Case::Matmul(case) = matmul_case(7, choice, 1, [3, 2, 152_000], option) else { unreachable!() };
+        // Of both signs, half of the sum could be missing within the bound of the whole.
+        Case::Matmul(matmul::Case { data: Data::Positive, ..case })
+    };
+    let names = ["vec4-32x32", "tile-32x32", "subgroup4-32x32", "subgroup8-32x32", "subgroup16-16x64"];
+    let more = |c: &Choice| [1, 4].contains(&c.splits) && names.contains(&c.variant.name);
+    let tasks = Ends::all().into_iter().enumerate();
+    let bare: Vec<usize> = tasks.filter(|(_, (_, ends))| ends.is_bare()).map(|(i, _)| i).collect();
+    let reaching = choices().into_iter().filter(|c| c.reaches(152_000));
+    let asked = |choice: Choice| match (more(&choice), choice.splits) {
+        (true, _) => bare.clone(),
+        (false, 1) => vec![bare[0]],
+        _ => Vec::new(),
+    };
+    reaching
+        .flat_map(|choice| asked(choice).into_iter().map(move |o| of(choice, o)).collect::<Vec<_>>())
+        .collect()
+}
+
+fn head_case(i: usize, replicas: usize, form: Form, [batch, k]: [usize; 2], teacher: From) -> Case {
+    let temperatures = [1.0, 0.5, 4.0, 20.0, 100.0];
+    Case::Head(head::Case {
+        batch,
+        rows: if i % 4 == 0 { batch.div_ceil(2) } else { batch },
+        k,
+        replicas,
+        form,
+        teacher,
+        one_order: i % 3 == 0,
+        unlabelled: i % 2 == 0,
+        temperature: temperatures[i % temperatures.len()],
+        hard_weight: [0.25, 1.0, 0.0][i % 3],
+        soft_weight: [0.75, 1.0][i % 2],
+        smoothing: [0.0, 0.1][i / 2 % 2],
+        padding: padding(i),
+        data: Data::ALL[i % Data::ALL.len()],
+        seed: i as u64,
+    })
+}
+
+fn heads(sizes: &[[usize; 2]]) -> Vec<Case> {
+    let mut i = Counter::default();
+    let mut all = Vec::new();
+    for [batch, k] in sizes {
+        for form in FORMS.into_iter().filter(|f| f.takes(*k)) {
+            for replicas in [1, 3] {
+                let of = |teacher| head_case(i.next(), replicas, form, [*batch, *k], teacher);
+                all.extend(From::ALL.map(of));
+            }
+        }
+    }
+    all
+}
+
+/// A vocabulary's worth of classes.
+pub fn wide_heads() -> Vec<Case> {
+    From::ALL
+        .iter()
+        .enumerate()
+        .map(|(i, teacher)| head_case(7 * i, 1, FORMS[FORMS.len() - 1], [2, 152_000], *teacher))
+        .collect()
+}
+
+fn gathers(sizes: &[[usize; 2]]) -> Vec<Case> {
+    let mut i = Counter::default();
+    let mut all = Vec::new();
+    for [batch, features] in sizes {
+        for bytes in [false, true] {
+            for replicas in [1, 3] {
+                let i = i.next();
+                all.push(Case::Gather(gather::Case {
+                    batch: *batch,
+                    rows: if i % 3 == 0 { batch / 2 } else { *batch },
+                    features: *features,
+                    items: [1, 31, 64, 257][i % 4],
+                    replicas,
+                    one_order: i % 2 == 0,
+                    bytes,
+                    chunks: 1 + i % 3,
+                    padding: padding(i),
+                    data: Data::ALL[i % Data::ALL.len()],
+                    seed: i as u64,
+                }));
+            }
+        }
+    }
+    all
+}
+
+fn reductions(batches: &[usize]) -> Vec<Case> {
+    let of = |(i, batch): (usize, &usize)| {
+        [1, 3].map(|replicas| {
+            let data = Data::ALL[i % Data::ALL.len()];
+            Case::Metrics(metrics::Case {
+                batch: *batch,
+                replicas,
+                padding: padding(i),
+                data,
+                seed: i as u64,
+            })
+        })
+    };
+    batches.iter().enumerate().flat_map(of).collect()
+}
+
+fn updates(lens: &[usize]) -> Vec<Case> {
+    let mut i = Counter::default();
+    let mut all = Vec::new();
+    let flags = [false, true].into_iter().flat_map(|f| [(f, 0.0), (f, 0.01)]);
+    let options: Vec<_> = flags.flat_map(|(flag, decay)| [(flag, decay, 1), (flag, decay, 3)]).collect();
+    for len in lens {
+        for (flag, weight_decay, replicas) in options.clone() {
+            let i = i.next();
+            // Every option meets ordinary numbers, on which it shows, and in turn the hard ones.
+            let data = if replicas == 3 { Data::Random } else { Data::ALL[i % Data::ALL.len()] };
+            let lr = [1e-3, 0.1, 0.5][i % 3];
+            let (len, seed) = (*len, i as u64);
+            let momentum = [0.9, 0.0, 0.5][i % 3];
+            all.push(Case::Sgd(sgd::Case {
+                len,
+                replicas,
+                nesterov: flag,
+                momentum,
+                weight_decay,
+                lr,
+                data,
+                seed,
+            }));
+            let adam = Adam {
+                beta_1: 0.9,
+                beta_2: [0.999, 0.99][i % 2],
+                epsilon: [1e-8, 1e-7][i % 2],
+                weight_decay: f64::from(weight_decay),
+                decoupled: flag,
+            };
+            let step = [1, 2, 10, 1000][i % 4];
+            all.push(Case::Adam(adam::Case { len, replicas, adam, keras: i % 3 == 0, step, lr, data, seed }));
+        }
+    }
+    all
+}
+
+/// What the tests run.
+pub fn thorough() -> Vec<Case> {
+    let rest = [
+        gathers(&[[1, 1], [3, 31], [31, 64], [64, 3], [65, 65], [257, 257], [7, 784]]),
+        reductions(&[1, 3, 31, 64, 65, 257]),
+        updates(&[1, 3, 31, 64, 65, 257, 1021, 66_000]),
+    ];
+    [matmuls(&MATMUL_SIZES), long_products(), heads(&HEAD_SIZES), wide_heads(), rest.concat()].concat()
+}
+
+/// What doctor runs: every variant, on sizes past one tile.
+pub fn short() -> Vec<Case> {
+    let rest = [gathers(&[[65, 31], [31, 65]]), reductions(&[65]), updates(&[1021])];
+    let long = long_products().into_iter().filter(|c| c.member().is_some_and(|m| m.splits == 1));
+    [matmuls(&[[131, 67, 37]]), long.collect(), heads(&[[65, 10], [3, 257]]), wide_heads(), rest.concat()]
+        .concat()
+}

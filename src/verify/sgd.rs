@@ -1,0 +1,83 @@
+//! SGD against [`crate::reference::optimizer`], PyTorch's convention.
+
+use crate::error::Result;
+use crate::gpu::device::Gpu;
+use crate::kernels::sgd;
+use crate::kernels::step::{self, Step};
+use crate::reference::{Convention, Matrix, Rule};
+use crate::verify::inputs::{Data, Inputs};
+use crate::verify::zone::{Padding, Zone};
+use crate::verify::{Judge, Verdict, run};
+
+/// One update of an arena.
+#[derive(Clone, Debug)]
+pub struct Case {
+    /// Parameters of a replica.
+    pub len: usize,
+    /// Replicas, each with its own learning rate.
+    pub replicas: usize,
+    /// Look ahead along the velocity.
+    pub nesterov: bool,
+    /// Decay of the velocity.
+    pub momentum: f32,
+    /// Coupled L2.
+    pub weight_decay: f32,
+    /// Learning rate of the first replica.
+    pub lr: f32,
+    /// Kind of parameters, gradient and velocity.
+    pub data: Data,
+    /// Of the inputs.
+    pub seed: u64,
+}
+
+impl Case {
+    pub(super) fn variant(&self) -> String {
+        if self.nesterov { "nesterov" } else { "momentum" }.to_owned()
+    }
+}
+
+/// See [`super::Case::check`].
+///
+/// # Errors
+/// As [`super::Case::check`].
+pub fn check(gpu: &Gpu, case: &Case) -> Result<Verdict> {
+    let Case { len, replicas, nesterov, momentum, weight_decay, lr, data, seed } = *case;
+    let mut inputs = Inputs::new(seed);
+    let shape = [replicas, 1, len];
+    let mut arena = |name: &str| -> Result<(Zone, Vec<Matrix>)> {
+        let values: Vec<Vec<f32>> = (0..replicas).map(|_| inputs.values(data, 1, len, 1e15)).collect();
+        let zone = Zone::filled(gpu, name, shape, Padding::NONE, &values.concat())?;
+        Ok((zone, values.iter().map(|v| Matrix::from_f32(1, len, v)).collect()))
+    };
+    let (weight, weight_ref) = arena("weight")?;
+    let (gradient, gradient_ref) = arena("gradient")?;
+    let (velocity, velocity_ref) = arena("momentum")?;
+    let ring = step::ring(gpu, replicas)?;
+    let rate = |r: usize| lr * (1.0 + r as f32);
+    let scalars: Vec<Step> =
+        (0..replicas).map(|r| Step { lr: rate(r), momentum, ..Step::default() }).collect();
+    step::write(gpu, &ring, &scalars)?;
+    run(gpu, 1, |plan| {
+        let [w, g, m] = [&weight, &gradient, &velocity].map(|z| &z.tensor);
+        sgd::record(plan, "check.sgd", nesterov, weight_decay, &ring, g, w, m)
+    })?;
+
+    let rule = Rule::Sgd {
+        momentum: f64::from(momentum),
+        nesterov,
+        weight_decay: f64::from(weight_decay),
+        convention: Convention::PyTorch,
+    };
+    let mut judge = Judge::new();
+    let (weight, velocity) = (weight.read(gpu)?, velocity.read(gpu)?);
+    let none = Matrix::zeros(1, len);
+    for r in 0..replicas {
+        let state = [&weight_ref[r], &velocity_ref[r], &none];
+        let [w, m, _] = rule.update_matrix(1, f64::from(rate(r)), state, &gradient_ref[r]);
+        judge.hold("weight", r, &weight.replica(r), &w, 1);
+        judge.hold("momentum", r, &velocity.replica(r), &m, 1);
+    }
+    judge.guard(&weight, |_| true);
+    judge.guard(&velocity, |_| true);
+    Ok(judge.verdict("sgd", case.variant(), case))
+}

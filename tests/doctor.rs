@@ -1,0 +1,168 @@
+//! Doctor says that a right device is right and that a wrong kernel is wrong.
+
+use limbeck::error::Error;
+use limbeck::gpu::{AdapterChoice, Gpu};
+use limbeck::kernels::matmul::Form;
+use limbeck::kernels::matmul::family::{PLAIN, Question, REDUCE, SUBGROUP, TILE, VEC4, named};
+use limbeck::kernels::{adam, gather, head, metrics, sgd};
+use limbeck::verify::cases;
+use limbeck::verify::doctor::{self, Examined, Health};
+
+fn open() -> Gpu {
+    Gpu::open(&AdapterChoice::default()).expect("a device")
+}
+
+/// Doctor's cases of `name` on a device on which `from` was replaced by `to` in one kernel's text.
+fn examine_with(kernel: &'static limbeck::gpu::Kernel, name: &str, from: &str, to: &str) -> Examined {
+    let gpu = open();
+    gpu.plant(kernel, |text| {
+        assert!(text.contains(from), "{}: no `{from}` to plant a fault in", kernel.name);
+        text.replace(from, to)
+    });
+    let cases: Vec<_> = cases::short().into_iter().filter(|c| c.kernel() == name).collect();
+    doctor::examine_cases(&gpu, &cases)
+}
+
+#[test]
+fn a_right_device_is_healthy_and_the_report_says_what_was_seen() {
+    let mut seen = Vec::new();
+    let report = doctor::run(&AdapterChoice::default(), |name| seen.push(name.to_owned())).expect("adapters");
+    report.outcome().expect("a healthy device");
+    assert!(report.healthy && !seen.is_empty());
+    for examined in &report.adapters {
+        let names: Vec<&str> = examined.kernels.iter().map(|k| k.kernel).collect();
+        assert_eq!(names, ["adam", "gather", "head", "matmul", "metrics", "sgd"]);
+        for v in examined.kernels.iter().flat_map(|k| &k.variants) {
+            assert!(v.cases > 0 && v.worst_ratio > 0.0 && v.worst_ratio < 1.0 && v.deterministic, "{v:?}");
+        }
+        assert_ne!(examined.timestamps, Some(false));
+    }
+    let json = serde_json::to_value(&report).expect("a report is JSON");
+    assert_eq!(json["schema_version"], 1);
+    assert_eq!(json["adapters"][0]["kernels"][3]["verdict"], "pass");
+    assert!(report.to_string().contains("all is well"), "{report}");
+}
+
+/// The small slips that a kernel's author makes; each must be seen by the kernel's own check.
+#[test]
+fn planted_faults_make_doctor_fail() {
+    let faults = [
+        (&PLAIN, "matmul", "i < params.k;", "i + 1u < params.k;"),
+        (&PLAIN, "matmul", "row * params.a_stride + i", "row * params.a_stride + i + 1u"),
+        (&PLAIN, "matmul", "bias[replica * params.bias_replica + col]", "bias[col]"),
+        (&PLAIN, "matmul", "1.0 - s * s", "1.0 - s"),
+        (&PLAIN, "matmul", "0.044715 * x", "0.0447 * x"),
+        (&PLAIN, "matmul", "col >= params.c_stride", "col >= params.n"),
+        (&VEC4, "matmul", "KEEP {", "KEEP && col + 4u < params.n {"),
+        (&TILE, "matmul", "k_end = min(k_end,", "k_end = max(k_end,"),
+        (&TILE, "matmul", "if ROW_SUMS { row_sums[i] += x; }", ""),
+        (&SUBGROUP, "matmul", "1.0 - t * t", "1.0 - t"),
+        (&REDUCE, "matmul", "split < SPLITS", "split + 1u < SPLITS"),
+        (&PLAIN, "matmul", "if row >= params.m ||", "if row > params.m ||"),
+        (&head::KERNEL, "head", "now.soft_weight * t *", "now.soft_weight *"),
+        (&head::KERNEL, "head", "let soft_loss = t * t *", "let soft_loss = t *"),
+        (&head::KERNEL, "head", "b.y < a.y", "b.y > a.y"),
+        (&head::KERNEL, "head", "f32(max(now.rows, 1u))", "f32(params.batch)"),
+        (&head::KERNEL, "head", "now.smoothing / f32(params.k)", "now.smoothing"),
+        (&head::KERNEL, "head", "j < params.z_stride", "j < k"),
+        (&head::KERNEL, "head", "j < params.z_stride", "j < params.z_stride + 4u"),
+        (&head::KERNEL, "head", "exp((v[v_at + j] - top.z) / t)", "exp((v[v_at + j] - top.x) / t)"),
+        (&gather::KERNEL, "gather", "- params.chunk_start", ""),
+        (&gather::KERNEL, "gather", "word >> 16u", "word >> 17u"),
+        (&gather::KERNEL, "gather", "row >= steps[first].rows", "row > steps[first].rows"),
+        (&metrics::KERNEL, "metrics", "reach = 32u", "reach = 16u"),
+        (&metrics::KERNEL, "metrics", "metrics[to + 1u] = high[0]", "metrics[to + 1u] = low[0]"),
+        (&sgd::KERNEL, "sgd", "select(m, g + mu * m, NESTEROV)", "m"),
+        (&sgd::KERNEL, "sgd", "slot.x * params.replicas + group.z", "slot.x * params.replicas"),
+        (&adam::KERNEL, "adam", "params.rest_2 * g * g", "params.rest_2 * g"),
+        (&adam::KERNEL, "adam", "+ params.epsilon)", ")"),
+        (&adam::KERNEL, "adam", "w -= lr * params.weight_decay * w", "w -= params.weight_decay * w"),
+    ];
+    for (kernel, name, from, to) in faults {
+        let examined = examine_with(kernel, name, from, to);
+        assert_eq!(examined.kernels.len(), 1);
+        let what = format!("{}: `{from}` -> `{to}`", kernel.name);
+        // Another member of the matmul family does the work of a wrong one.
+        let family = name == "matmul";
+        let expected = if family { Health::Avoid } else { Health::Fail };
+        assert_eq!(examined.kernels[0].verdict, expected, "{what}");
+        assert_eq!(examined.healthy(), family, "{what}");
+        let text = examined.to_string();
+        assert!(text.contains(if family { "avoid" } else { "WRONG" }), "{text}");
+        let wrong = |name: &String| choice_uses(name, kernel.name);
+        assert!(examined.avoid.iter().all(wrong), "{what}: blamed {:?}", examined.avoid);
+        assert_eq!(examined.avoid.is_empty(), !family, "{what}");
+    }
+}
+
+/// Whether the choice of that name runs the kernel.
+fn choice_uses(choice: &str, kernel: &str) -> bool {
+    let (name, splits) = choice.split_once('/').unwrap_or((choice, "1"));
+    let member = named(name).expect("a variant").kernel.name;
+    member == kernel || splits != "1" && kernel == "matmul_reduce"
+}
+
+#[test]
+fn runs_avoid_a_wrong_member_and_end_where_none_is_right() {
+    let gpu = open();
+    assert!(doctor::screen(&gpu).expect("a right family").is_empty());
+    let product = Question { form: Form::Forward, replicas: 1, m: 128, n: 800, k: 784 };
+    let usual = product.answer(&gpu);
+    gpu.plant(usual.variant.kernel, |text| text.replace("fn finish(", "fn finish_wrongly("));
+    let avoided = doctor::screen(&gpu).expect("a right member");
+    assert!(avoided.contains(&usual.text()), "{avoided:?}");
+    let instead = product.answer(&gpu);
+    assert_ne!(instead.variant.kernel.name, usual.variant.kernel.name);
+
+    let gpu = open();
+    for kernel in [&PLAIN, &VEC4, &TILE, &SUBGROUP, &REDUCE] {
+        gpu.plant(kernel, |text| text.replace("params.bias_replica + col", "params.bias_replica"));
+    }
+    let error = doctor::screen(&gpu).expect_err("no right member");
+    assert_eq!(error.exit_code(), 1);
+    assert!(error.to_string().contains("matmul"), "{error}");
+}
+
+#[test]
+fn one_wrong_kernel_is_blamed_alone() {
+    let gpu = open();
+    gpu.plant(&metrics::KERNEL, |text| text.replace("i += 64u", "i += 65u"));
+    let examined = doctor::examine(&gpu);
+    for k in &examined.kernels {
+        let expected = if k.kernel == "metrics" { Health::Fail } else { Health::Pass };
+        assert_eq!(k.verdict, expected, "{}", k.kernel);
+    }
+}
+
+#[test]
+fn a_shader_that_does_not_build_is_a_failure_too() {
+    let examined = examine_with(&sgd::KERNEL, "sgd", "fn main", "fn mian");
+    let sgd = examined.kernels.iter().find(|k| k.kernel == "sgd").expect("sgd");
+    assert_eq!(sgd.verdict, Health::Fail);
+    assert!(sgd.variants[0].fault.as_deref().is_some_and(|f| f.contains("sgd")), "{sgd:?}");
+}
+
+#[test]
+fn a_choice_that_matches_nothing_is_exit_3_and_a_lost_device_is_not_healthy() {
+    let choice = AdapterChoice { adapter: Some("no such thing".to_owned()), ..AdapterChoice::default() };
+    match doctor::run(&choice, |_| {}) {
+        Err(error @ Error::NoAdapter { .. }) => assert_eq!(error.exit_code(), 3),
+        other => panic!("{other:?}"),
+    }
+    let gpu = open();
+    gpu.lose();
+    let examined = doctor::examine(&gpu);
+    assert!(!examined.healthy() && examined.error.is_some());
+}
+
+#[test]
+fn no_adapter_at_all_is_exit_3_with_a_report() {
+    // A graphics interface that this system cannot have.
+    let backend = if cfg!(target_os = "macos") { "dx12" } else { "metal" };
+    let choice = AdapterChoice { backend: Some(backend.to_owned()), ..AdapterChoice::default() };
+    let report = doctor::run(&choice, |_| {}).expect("a report");
+    assert!(report.adapters.is_empty() && !report.healthy);
+    let error = report.outcome().expect_err("no adapter");
+    assert_eq!(error.exit_code(), 3);
+    assert!(error.hint().is_some());
+}

@@ -1,0 +1,92 @@
+//! Every kernel and variant on the device, held to the f64 reference.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+
+use limbeck::gpu::{AdapterChoice, Gpu};
+use limbeck::kernels::matmul::VARIANTS;
+use limbeck::kernels::matmul::family::SPLITS;
+use limbeck::kernels::{self};
+use limbeck::verify::{Case, Verdict, cases, matmul};
+
+fn open(checked: bool) -> Gpu {
+    Gpu::open(&AdapterChoice { checked, ..AdapterChoice::default() }).expect("a device")
+}
+
+fn check(gpu: &Gpu, case: &Case) -> Verdict {
+    case.check(gpu).unwrap_or_else(|e| panic!("{case:?}: {e}"))
+}
+
+/// Checks every case and prints the worst ratio to the bound of each kernel and variant.
+fn check_all(gpu: &Gpu, cases: &[Case]) -> Vec<Verdict> {
+    let verdicts: Vec<Verdict> = cases.iter().map(|case| check(gpu, case)).collect();
+    let failed: Vec<String> = verdicts.iter().filter(|v| !v.passes()).map(Verdict::to_string).collect();
+    assert!(
+        failed.is_empty(),
+        "{} of {} cases:\n{}",
+        failed.len(),
+        cases.len(),
+        failed[..failed.len().min(20)].join("\n")
+    );
+    let mut worst: BTreeMap<(&str, &str), (usize, f64)> = BTreeMap::new();
+    for v in &verdicts {
+        let entry = worst.entry((v.kernel, &v.variant)).or_default();
+        *entry = (entry.0 + 1, entry.1.max(v.worst.ratio));
+    }
+    for ((kernel, variant), (count, ratio)) in worst {
+        println!("{kernel:8} {variant:40} {count:4} cases, worst {ratio:.4} of the bound");
+    }
+    verdicts
+}
+
+#[test]
+fn fixed_sizes_hold_to_the_reference_and_repeat_to_the_bit() {
+    let (gpu, checked) = (open(false), open(true));
+    let cases: Vec<Case> = cases::thorough().into_iter().filter(|c| c.runs_on(&gpu)).collect();
+    let first = check_all(&gpu, &cases);
+    for (i, (case, v)) in cases.iter().zip(&first).enumerate() {
+        // With run-time checks no driver unrolls a loop, and lavapipe ends the longest ones early.
+        let long = matches!(case, Case::Matmul(c) if c.k > 10_000);
+        if !long {
+            assert_eq!(v.digest, check(&checked, case).digest, "checked shaders differ: {v}");
+        }
+        if i % 4 == 0 {
+            assert_eq!(v.digest, check(&gpu, case).digest, "a second run differs: {v}");
+        }
+    }
+}
+
+#[test]
+fn every_kernel_and_every_combination_of_constants_is_among_the_cases() {
+    let names =
+        |cases: Vec<Case>| -> BTreeSet<_> { cases.iter().map(|c| (c.kernel(), c.variant())).collect() };
+    let seen = names(cases::thorough());
+    assert_eq!(seen, names(cases::short()), "doctor sees every variant too");
+    let of = |kernel: &str| seen.iter().filter(|(k, _)| *k == kernel).count();
+    for name in ["gather", "head", "metrics", "sgd", "adam"] {
+        let kernel = kernels::all().into_iter().find(|k| k.name == name).expect(name);
+        assert_eq!(of(name), (kernel.variants)().len(), "{name}");
+    }
+    assert_eq!(of("matmul"), matmul::choices().len());
+    // Of the matmul family each member has every epilogue, and with a split K every one that it does itself;
+    // matmul_reduce has every epilogue with every split.
+    for cases in [cases::thorough(), cases::short()] {
+        let products: BTreeSet<(String, String)> = cases
+            .iter()
+            .filter_map(|c| if let Case::Matmul(c) = c { Some((c.choice.text(), c.task())) } else { None })
+            .collect();
+        let (ends, bare) = (16, 4);
+        assert_eq!(matmul::Ends::all().len(), ends);
+        let splitting = VARIANTS.iter().filter(|v| v.splits()).count();
+        let splits = SPLITS.len() - 1;
+        let expected = VARIANTS.len() * ends + splitting * splits * bare + splits * (ends - bare);
+        assert_eq!(products.len(), expected);
+    }
+    let families = 5 + matmul_kernels();
+    assert_eq!(kernels::all().len(), families, "a kernel that no case runs");
+}
+
+/// Distinct shaders of the family.
+fn matmul_kernels() -> usize {
+    VARIANTS.iter().map(|v| v.kernel.name).chain(["matmul_reduce"]).collect::<BTreeSet<_>>().len()
+}

@@ -1,0 +1,159 @@
+//! Every kernel on drawn shapes, strides, replicas, options and kinds of data. The draw is the same
+//! each time; a failure shrinks to its smallest case.
+
+use std::cell::Cell;
+use std::sync::LazyLock;
+
+use limbeck::gpu::{AdapterChoice, Gpu};
+use limbeck::kernels::adam::Adam;
+use limbeck::kernels::head::{FORMS, Form};
+use limbeck::kernels::matmul::Choice;
+use limbeck::verify::head::From;
+use limbeck::verify::matmul::{Ends, Shared};
+use limbeck::verify::{Case, Data, Padding, adam, gather, head, matmul, metrics, sgd};
+use proptest::prelude::*;
+use proptest::sample::select;
+use proptest::test_runner::{Config, RngSeed, TestRunner};
+
+static GPU: LazyLock<Gpu> = LazyLock::new(|| Gpu::open(&AdapterChoice::default()).expect("a device"));
+static CHECKED: LazyLock<Gpu> = LazyLock::new(|| {
+    Gpu::open(&AdapterChoice { checked: true, ..AdapterChoice::default() }).expect("a device")
+});
+
+/// Holds `cases` draws to the reference, and the checked shaders to the unchecked ones.
+fn hold(name: &str, cases: u32, strategy: impl Strategy<Value = Case>) {
+    let config =
+        Config { cases, rng_seed: RngSeed::Fixed(0x11BB), failure_persistence: None, ..Config::default() };
+    let seen = Cell::new((0, 0.0_f64));
+    TestRunner::new(config)
+        .run(&strategy, |case| {
+            let run = |gpu| case.check(gpu).map_err(|e| TestCaseError::fail(format!("{case:?}: {e}")));
+            let (verdict, checked) = (run(&GPU)?, run(&CHECKED)?);
+            prop_assert!(verdict.passes(), "{verdict}");
+            prop_assert_eq!(verdict.digest, checked.digest, "checked shaders differ: {}", verdict);
+            let (count, worst) = seen.get();
+            seen.set((count + 1, worst.max(verdict.worst.ratio)));
+            Ok(())
+        })
+        .unwrap_or_else(|e| panic!("{name}: {e}"));
+    let (seen, worst) = seen.get();
+    println!("{name:8} {seen:4} draws, worst {worst:.4} of the bound");
+    assert_eq!(seen, cases);
+}
+
+/// 1, primes, and one past every tile that a kernel could have, more often than anything else.
+fn size(most: usize) -> impl Strategy<Value = usize> {
+    let awkward: Vec<usize> = [1, 2, 3, 5, 7, 9, 13, 17, 31, 33, 64, 65, 67, 97, 127, 129, 131, 193, 257]
+        .into_iter()
+        .filter(|n| *n <= most)
+        .collect();
+    prop_oneof![3 => select(awkward), 1 => 1..=most]
+}
+
+fn padding() -> impl Strategy<Value = Padding> {
+    (0..3_usize, 0..3_usize).prop_map(|(row, replica)| Padding { row, replica })
+}
+
+fn data() -> impl Strategy<Value = Data> {
+    select(Data::ALL.to_vec())
+}
+
+#[test]
+fn matmul_holds_on_drawn_cases() {
+    let shapes = (size(150), size(150), size(300), 1..4_usize);
+    let options = (select(Ends::all()), select(Choice::all(&GPU)));
+    let shared = select(vec![Shared::None, Shared::A, Shared::B]);
+    let strategy = (shapes, options, shared, padding(), data(), any::<u64>()).prop_map(
+        |((m, n, k, replicas), ((form, ends), choice), shared, padding, data, seed)| {
+            let case = matmul::Case { choice, m, n, k, replicas, shared, padding, form, ends, data, seed };
+            Case::Matmul(case)
+        },
+    );
+    hold("matmul", 400, strategy);
+}
+
+#[test]
+fn head_holds_on_drawn_cases() {
+    let k = prop_oneof![2 => size(300).prop_map(|k| k.max(2)), 1 => select(vec![2, 10, 1000, 1021])];
+    let shapes = (size(70), k, 1..4_usize, 0.0..1.0_f64);
+    let teacher = (select(From::ALL.to_vec()), any::<bool>(), any::<bool>());
+    // T between 0.5 and 100, every size as likely as another.
+    let temperature = (0.5_f32.ln()..100_f32.ln()).prop_map(|t| t.exp().clamp(0.5, 100.0));
+    let weights = (0.0..2.0_f32, 0.0..2.0_f32, prop_oneof![Just(0.0_f32), 0.0..0.9_f32]);
+    let strategy = (shapes, teacher, temperature, weights, (padding(), data(), any::<u64>()), any::<usize>())
+        .prop_map(|(shapes, teacher, temperature, weights, (padding, data, seed), pick)| {
+            let (batch, k, replicas, share) = shapes;
+            let (teacher, one_order, unlabelled) = teacher;
+            let (hard_weight, soft_weight, smoothing) = weights;
+            let forms: Vec<Form> = FORMS.into_iter().filter(|f| f.takes(k)).collect();
+            Case::Head(head::Case {
+                batch,
+                rows: ((batch as f64 * share) as usize + 1).min(batch),
+                k,
+                replicas,
+                form: forms[pick % forms.len()],
+                teacher,
+                one_order,
+                unlabelled,
+                temperature,
+                hard_weight,
+                soft_weight,
+                smoothing,
+                padding,
+                data,
+                seed,
+            })
+        });
+    hold("head", 300, strategy);
+}
+
+#[test]
+fn gather_and_metrics_hold_on_drawn_cases() {
+    let shapes = (size(130), size(130), size(300), 1..4_usize, 0.0..=1.0_f64);
+    let flags = (any::<bool>(), any::<bool>(), 1..4_usize);
+    let strategy = (shapes, flags, padding(), data(), any::<u64>()).prop_map(
+        |((batch, features, items, replicas, share), (one_order, bytes, chunks), padding, data, seed)| {
+            let rows = (batch as f64 * share) as usize;
+            Case::Gather(gather::Case {
+                batch,
+                rows,
+                features,
+                items,
+                replicas,
+                one_order,
+                bytes,
+                chunks,
+                padding,
+                data,
+                seed,
+            })
+        },
+    );
+    hold("gather", 150, strategy);
+    let strategy = (size(130), 1..4_usize, padding(), data(), any::<u64>()).prop_map(
+        |(batch, replicas, padding, data, seed)| {
+            Case::Metrics(metrics::Case { batch, replicas, padding, data, seed })
+        },
+    );
+    hold("metrics", 60, strategy);
+}
+
+#[test]
+fn optimisers_hold_on_drawn_cases() {
+    let shared = || (size(3000), 1..4_usize, any::<bool>(), data(), any::<u64>());
+    let rates = || (1e-5..1.0_f32, prop_oneof![Just(0.0_f32), 1e-5..0.5_f32]);
+    let strategy = (shared(), rates(), 0.0..1.0_f32).prop_map(
+        |((len, replicas, nesterov, data, seed), (lr, weight_decay), momentum)| {
+            Case::Sgd(sgd::Case { len, replicas, nesterov, momentum, weight_decay, lr, data, seed })
+        },
+    );
+    hold("sgd", 150, strategy);
+    let fixed = (0.5..0.99_f64, 0.9..0.9999_f64, 1e-8..1e-3_f64, any::<bool>(), 1..5000_u64);
+    let strategy = (shared(), rates(), fixed).prop_map(
+        |((len, replicas, decoupled, data, seed), (lr, decay), (beta_1, beta_2, epsilon, keras, step))| {
+            let adam = Adam { beta_1, beta_2, epsilon, weight_decay: f64::from(decay), decoupled };
+            Case::Adam(adam::Case { len, replicas, adam, keras, step, lr, data, seed })
+        },
+    );
+    hold("adam", 150, strategy);
+}
