@@ -1,5 +1,6 @@
 //! The command line: one file per subcommand.
 
+mod bench;
 mod common;
 mod demo;
 mod devices;
@@ -8,6 +9,7 @@ mod doctor;
 mod eval;
 mod job;
 mod train;
+mod tune;
 
 use clap::{Parser, Subcommand};
 
@@ -42,6 +44,10 @@ enum Command {
     Distill(distill::Args),
     /// Measure a network on a data set: errors, NLL, agreement with a teacher.
     Eval(eval::Args),
+    /// Measure the kernels and the step on this device.
+    Bench(bench::Args),
+    /// Find the fastest kernels for a configuration on this device, once.
+    Tune(tune::Args),
 }
 
 /// Parses the process's arguments and runs the command. Usage errors of the parser leave the
@@ -57,5 +63,7 @@ pub fn run() -> Result<()> {
         Command::Train(args) => train::run(&args),
         Command::Distill(args) => distill::run(&args),
         Command::Eval(args) => eval::run(&args),
+        Command::Bench(args) => bench::run(&args),
+        Command::Tune(args) => tune::run(&args),
     }
 }

@@ -3,7 +3,7 @@
 //! | member | idea | where it wins |
 //! |---|---|---|
 //! | plain | one output per invocation | nowhere: the baseline |
-//! | vec4 | a register tile, operands loaded as vec4 | devices whose caches do the sharing; small products |
+//! | vec4 | a 4x4 register tile, operands loaded as vec4 | drivers that keep arrays in memory; where nothing else runs |
 //! | tile | workgroup-memory tiles and register tiles | GPUs |
 //! | subgroup | each lane loads other rows of A, the subgroup hands them round | narrow SIMD such as lavapipe |
 //!
@@ -32,11 +32,11 @@ member!(/** `shaders/matmul_subgroup.wgsl` */ SUBGROUP, "matmul_subgroup");
 member!(/** `shaders/matmul_reduce.wgsl` */ REDUCE, "matmul_reduce");
 
 /// In how many parts K may be split.
-pub const SPLITS: [u32; 4] = [1, 2, 4, 8];
+pub const SPLITS: [u32; 2] = [1, 4];
 
 /// A member with its tile.
 pub struct Variant {
-    /// Member and tile, `subgroup8-32x64`: the name in profiles, benchmarks and doctor.
+    /// Member and tile, `subgroup8-40x64`: the name in profiles, benchmarks and doctor.
     pub name: &'static str,
     /// The shader.
     pub kernel: &'static Kernel,
@@ -83,18 +83,13 @@ macro_rules! subgroup {
         }
     };
 }
-macro_rules! registers {
-    ($name:literal, $rows:literal, $vecs:literal, $group_rows:literal, $group_cols:literal) => {
+macro_rules! vec4 {
+    ($name:literal, $group_rows:literal, $group_cols:literal) => {
         Variant {
             name: $name,
             kernel: &VEC4,
-            constants: &[
-                ("ROWS", $rows),
-                ("COL_VECS", $vecs),
-                ("GROUP_ROWS", $group_rows),
-                ("GROUP_COLS", $group_cols),
-            ],
-            tile: [$rows * $group_rows, 4 * $vecs * $group_cols],
+            constants: &[("GROUP_ROWS", $group_rows), ("GROUP_COLS", $group_cols)],
+            tile: [4 * $group_rows, 4 * $group_cols],
             lanes: 0,
         }
     };
@@ -120,17 +115,18 @@ macro_rules! tile {
 /// Every variant there is, the baseline first.
 pub static VARIANTS: &[Variant] = &[
     Variant { name: "plain", kernel: &PLAIN, constants: &[], tile: [8, 8], lanes: 0 },
-    registers!("vec4-64x64", 8, 2, 8, 8),
-    registers!("vec4-32x32", 4, 1, 8, 8),
+    vec4!("vec4-32x32", 8, 8),
     tile!("tile-32x32", 4, 1, 8, 8, 16),
     tile!("tile-64x64", 8, 2, 8, 8, 16),
     tile!("tile-128x128", 8, 2, 16, 16, 8),
+    subgroup!("subgroup4-8x16", 4, 2, 1),
     subgroup!("subgroup4-32x32", 4, 8, 2),
+    subgroup!("subgroup8-16x64", 8, 2, 2),
+    subgroup!("subgroup8-32x32", 8, 4, 1),
+    subgroup!("subgroup8-64x32", 8, 8, 1),
     subgroup!("subgroup8-40x64", 8, 5, 2),
-    subgroup!("subgroup8-32x64", 8, 4, 2),
-    subgroup!("subgroup8-8x32", 8, 1, 1),
-    subgroup!("subgroup16-64x64", 16, 4, 1),
     subgroup!("subgroup16-16x64", 16, 1, 1),
+    subgroup!("subgroup16-64x64", 16, 4, 1),
     subgroup!("subgroup32-64x128", 32, 2, 1),
 ];
 
@@ -173,17 +169,23 @@ pub struct Choice {
     pub splits: u32,
 }
 
-/// lavapipe ends an invocation's loops, all of them taken together, after this many rounds, in silence.
-const LOOP_ROUNDS: usize = 65_535;
+/// How far a member walks K in one part. lavapipe ends the loops of an invocation after 65,535 rounds, in
+/// silence, and counts those of all its loops together; which of them it unrolls is its own affair. The
+/// weakest member, tile-128x128, was seen to stop at 65,400.
+const REACH: usize = 60_000;
 
 impl Choice {
     /// Whether sums of length `k` come to their end on every driver.
     pub fn reaches(&self, k: usize) -> bool {
-        let per_round = if self.variant.splits() { 4 } else { 1 };
-        k.div_ceil(self.splits as usize) <= LOOP_ROUNDS * per_round - 4
+        k <= self.reach()
     }
 
-    /// `subgroup8-32x64/4`; the part after the slash only where K is split.
+    /// The longest sums that it can make.
+    pub fn reach(&self) -> usize {
+        REACH * self.splits as usize
+    }
+
+    /// `subgroup8-40x64/4`; the part after the slash only where K is split.
     pub fn text(&self) -> String {
         match self.splits {
             1 => self.variant.name.to_owned(),
@@ -233,32 +235,40 @@ impl Question {
         format!("matmul {} r{replicas} m{m} n{n} k{k}", form.name())
     }
 
-    /// What the profile says, or else the built-in choice for this kind of device, its K split where it
-    /// is very long, or else the first variant that was not found wrong on it.
+    /// What the profile says, or else the built-in choice for this kind of device, or else the first
+    /// variant that was not found wrong on it.
     pub fn answer(&self, gpu: &Gpu) -> Choice {
         let recorded = gpu.profile.answers.get(&self.key()).and_then(|text| Choice::parse(text, gpu));
         let built_in = self.built_in(gpu);
-        let parts = SPLITS.map(|splits| Choice { splits, ..built_in });
-        let others = VARIANTS.iter().filter(|v| v.runs_on(gpu)).map(|variant| Choice { variant, splits: 1 });
-        let mut in_order = recorded.into_iter().chain(parts).chain(others);
+        // Split only where K is too long for one part, or as the profile says.
+        let parts = |variant| SPLITS.map(|splits| Choice { variant, splits });
+        let others = Choice::all(gpu);
+        let mut in_order = recorded.into_iter().chain(parts(built_in.variant)).chain(others);
         in_order.find(|c| c.reaches(self.k) && !gpu.avoids(&c.text())).unwrap_or(built_in)
     }
 
-    /// The default: a pure function of the device class and the shape.
+    /// The default: a pure function of the device class and the shape. What stands here for software
+    /// drivers was measured (docs/performance.md); for GPUs it is the textbook's until one is tuned.
     fn built_in(&self, gpu: &Gpu) -> Choice {
+        let Self { m, n, k, .. } = *self;
         let software = gpu.report.kind == "software";
-        let small = self.m.min(self.n) <= 16 || self.m * self.n <= 64 * 64;
         let name = match (software, gpu.report.subgroup) {
-            (true, [8, 8]) if small => "subgroup8-8x32",
-            (true, [8, 8]) => "subgroup8-32x64",
-            (true, [16, 16]) if small => "subgroup16-16x64",
-            (true, [16, 16]) => "subgroup16-64x64",
+            // A driver that keeps arrays in memory: SwiftShader.
+            (true, _) if !gpu.report.name.contains("llvmpipe") => "vec4-32x32",
+            (true, [4, 4]) if m * n <= 32 * 64 => "subgroup4-8x16",
             (true, [4, 4]) => "subgroup4-32x32",
-            (true, _) => "vec4-64x64",
-            (false, _) if small => "tile-32x32",
-            (false, _) => "tile-64x64",
+            (true, [8, 8]) if m <= 16 => "subgroup8-16x64",
+            (true, [8, 8]) if m * n <= 32 * 64 => "subgroup8-32x32",
+            (true, [8, 8]) if m <= 128 || (m >= 2048 && self.form != Form::Forward) => "subgroup8-64x32",
+            (true, [8, 8]) => "subgroup8-40x64",
+            (true, [16, 16]) if m * n <= 64 * 64 => "subgroup16-16x64",
+            (true, [16, 16]) => "subgroup16-64x64",
+            (true, _) => "vec4-32x32",
+            (false, _) if m.min(n) >= 1024 && k >= 64 => "tile-128x128",
+            (false, _) if m.min(n) >= 256 => "tile-64x64",
+            (false, _) => "tile-32x32",
         };
-        let variant = named(name).filter(|v| v.runs_on(gpu)).unwrap_or(&VARIANTS[1]);
-        Choice { variant, splits: 1 }
+        let fallback = || &VARIANTS[1]; // vec4: needs nothing of a device
+        Choice { variant: named(name).filter(|v| v.runs_on(gpu)).unwrap_or_else(fallback), splits: 1 }
     }
 }

@@ -14,6 +14,7 @@ pub use family::{Choice, Question, VARIANTS};
 
 use crate::error::{Error, Result};
 use crate::gpu::pipeline::{Constant, Constants};
+use crate::gpu::plan::Work;
 use crate::gpu::{Call, Kernel, Plan, Tensor};
 use family::Variant;
 
@@ -233,7 +234,7 @@ pub fn record(
 /// Records one product with a given variant: for tests, benchmarks and tuning.
 ///
 /// # Errors
-/// As [`Plan::dispatch`]; [`Error::Device`] where the sums are too long for the choice.
+/// As [`Plan::dispatch`]; [`Error::Usage`] where the sums are too long.
 ///
 /// # Panics
 /// As [`record`].
@@ -266,12 +267,15 @@ pub fn record_with(
     assert!(epilogue.bias.is_none_or(|t| t.shape[2] == n), "{label}: bias");
     assert!(epilogue.row_sums.is_none_or(|t| t.shape[2] == m), "{label}: row sums");
 
+    if !choice.reaches(k) {
+        return Err(Error::usage(
+            format!("`{label}`: length of the sums"),
+            format!("at most {} for `{}`", choice.reach(), choice.text()),
+            k.to_string(),
+        ));
+    }
     let flags = Flags::new(form, epilogue);
     assert!(Flags::all().contains(&flags), "{label}: a combination that no test has seen");
-    if !choice.reaches(k) {
-        let what = format!("sums of {k} are longer than `{}` can walk on every driver", choice.text());
-        return Err(Error::device(format!("record `{label}`"), what));
-    }
     let product = Product { label, flags, a, b, c, m, n, k, replicas };
     // A split may be asked for that K is too short for: then fewer parts have work.
     match choice.splits {
@@ -309,6 +313,14 @@ impl Product<'_> {
         }
     }
 
+    fn work(&self) -> Work {
+        let distinct = |t: &Tensor| t.shape[0] * t.shape[1] * t.shape[2];
+        Work::new(
+            2 * self.replicas * self.m * self.n * self.k,
+            distinct(self.a) + distinct(self.b) + distinct(self.c),
+        )
+    }
+
     fn grid(&self, variant: &Variant, splits: u32) -> [u32; 3] {
         let [rows, cols] = variant.tile;
         [
@@ -336,6 +348,7 @@ impl Product<'_> {
                 ("extra", ends.extra),
             ],
             grid: self.grid(variant, 1),
+            work: self.work(),
         })
     }
 
@@ -349,14 +362,17 @@ impl Product<'_> {
     ) -> Result<()> {
         let copies = splits as usize * self.replicas;
         let name = |what: &str| format!("{}.{what}", self.label);
+        let nothing = plan.gpu.nothing()?;
         // matmul_reduce walks the parts and C by one row stride.
-        let stride = self.c.row_stride;
-        let mut partial = Tensor::zeros(plan.gpu, &name("partial"), [copies, self.m, stride])?;
+        let mut partial = Tensor::zeros(plan.gpu, &name("partial"), [copies, self.m, self.c.row_stride])?;
         partial.shape[2] = self.n;
         let sums = match epilogue.row_sums {
-            Some(_) => Tensor::zeros(plan.gpu, &name("partial_sums"), [copies, 1, self.m])?,
-            None => plan.gpu.nothing()?,
+            Some(_) => Some(Tensor::zeros(plan.gpu, &name("partial_sums"), [copies, 1, self.m])?),
+            None => None,
         };
+        // Bound for reading where there are none: something that is there and not written.
+        let sums_read = sums.as_ref().unwrap_or(&partial);
+        let sums = sums.as_ref().unwrap_or(&nothing);
         let flags = Flags { row_sums: self.flags.row_sums, ..Flags::new(self.flags.form, &Epilogue::default()) };
         // Each part begins at a multiple of four k.
         let k_chunk = (self.k as u32).div_ceil(splits).next_multiple_of(4);
@@ -377,14 +393,12 @@ impl Product<'_> {
                 ("c", &partial),
                 ("bias", self.b),
                 ("saved", self.b),
-                ("extra", &sums),
+                ("extra", sums),
             ],
             grid: self.grid(variant, splits),
+            work: self.work(),
         })?;
-        let nothing = plan.gpu.nothing()?;
         let ends = Ends::new(epilogue, &partial, &nothing);
-        // The scrap may stand in for what is written or for what is read, not for both.
-        let sums = if epilogue.row_sums.is_some() { &sums } else { &partial };
         let groups = (self.m * self.c.row_stride / 4).div_ceil(64) as u32;
         plan.dispatch(Call {
             kernel: &family::REDUCE,
@@ -400,13 +414,14 @@ impl Product<'_> {
             ),
             tensors: &[
                 ("a", &partial),
-                ("b", sums),
+                ("b", sums_read),
                 ("c", self.c),
                 ("bias", ends.bias),
                 ("saved", ends.saved),
                 ("extra", ends.extra),
             ],
             grid: [groups.min(65_535), groups.div_ceil(65_535), self.replicas as u32],
+            work: Work::new(0, partial.span() + self.c.span()),
         })
     }
 }
