@@ -4,6 +4,7 @@ use limbeck::data::{Dataset, Elements};
 use limbeck::distill::infer::Inference;
 use limbeck::distill::{Loss, Optimizer, Teacher};
 use limbeck::error::{Error, Result};
+use limbeck::gpu::plan::Work;
 use limbeck::gpu::readback::Flights;
 use limbeck::gpu::{AdapterChoice, Call, Gpu, Plan, Tensor};
 use limbeck::kernels::matmul::Activation;
@@ -135,6 +136,7 @@ fn a_dispatch_past_the_limits_is_refused_when_recorded() {
         params: metrics::Params::default(),
         tensors: &tensors,
         grid,
+        work: Work::default(),
     };
     let mut plan = Plan::new(&gpu);
     for grid in [[70_000, 1, 1], [1, 70_000, 1], [1, 1, 70_000]] {

@@ -3,6 +3,7 @@
 use crate::kernels::adam::Adam;
 use crate::kernels::head::{FORMS, Form};
 use crate::kernels::matmul::Choice;
+use crate::rng::{self, stream};
 use crate::verify::head::From;
 use crate::verify::inputs::Data;
 use crate::verify::matmul::{Ends, Shared, choices};
@@ -28,12 +29,18 @@ pub const HEAD_SIZES: [[usize; 2]; 10] =
     [[1, 2], [3, 10], [31, 10], [64, 31], [65, 3], [257, 10], [31, 65], [3, 257], [2, 1000], [65, 64]];
 
 fn padding(i: usize) -> Padding {
-    [
+    let all = [
         Padding::NONE,
         Padding { row: 1, replica: 0 },
         Padding { row: 2, replica: 3 },
         Padding { row: 0, replica: 1 },
-    ][i % 4]
+    ];
+    pick(&all, i, 2)
+}
+
+/// One of the list, by the number of the case and of the question: no two questions go in step.
+fn pick<T: Copy>(list: &[T], case: usize, question: u64) -> T {
+    list[rng::block(question, stream::CHECK, case as u64)[0] as usize % list.len()]
 }
 
 /// Numbers cases, so that paddings, kinds of data and sharing all meet all options over a list
@@ -50,7 +57,7 @@ impl Counter {
 
 fn matmul_case(i: usize, choice: Choice, replicas: usize, [m, n, k]: [usize; 3], option: usize) -> Case {
     let (form, ends) = Ends::all()[option];
-    let shared = [Shared::None, Shared::A, Shared::B][i % 3];
+    let shared = pick(&[Shared::None, Shared::A, Shared::B], i, 3);
     Case::Matmul(matmul::Case {
         choice,
         m,
@@ -61,7 +68,7 @@ fn matmul_case(i: usize, choice: Choice, replicas: usize, [m, n, k]: [usize; 3],
         padding: padding(i),
         form,
         ends,
-        data: Data::ALL[i % Data::ALL.len()],
+        data: pick(&Data::ALL, i, 1),
         seed: i as u64,
     })
 }
@@ -89,45 +96,43 @@ fn matmuls(sizes: &[[usize; 3]]) -> Vec<Case> {
 }
 
 /// Products so long that rounding errors, split K and drivers that end a loop early have room to show:
-/// every member once, and one of each shader with the other products and a split K.
+/// every member as far as it reaches, the cheapest two with the other products too.
 pub fn long_products() -> Vec<Case> {
     let of = |choice: Choice, option| {
-        let Case::Matmul(case) = matmul_case(7, choice, 1, [3, 2, 152_000], option) else { unreachable!() };
+        let k = choice.reach().min(152_000);
+        let Case::Matmul(case) = matmul_case(7, choice, 1, [3, 2, k], option) else { unreachable!() };
         // Of both signs, half of the sum could be missing within the bound of the whole.
         Case::Matmul(matmul::Case { data: Data::Positive, ..case })
     };
-    let names = ["vec4-32x32", "tile-32x32", "subgroup4-32x32", "subgroup8-32x32", "subgroup16-16x64"];
-    let more = |c: &Choice| [1, 4].contains(&c.splits) && names.contains(&c.variant.name);
+    let names =
+        ["plain", "vec4-32x32", "tile-32x32", "subgroup4-8x16", "subgroup8-32x32", "subgroup16-16x64"];
     let tasks = Ends::all().into_iter().enumerate();
     let bare: Vec<usize> = tasks.filter(|(_, (_, ends))| ends.is_bare()).map(|(i, _)| i).collect();
-    let reaching = choices().into_iter().filter(|c| c.reaches(152_000));
-    let asked = |choice: Choice| match (more(&choice), choice.splits) {
-        (true, _) => bare.clone(),
-        (false, 1) => vec![bare[0]],
-        _ => Vec::new(),
+    let asked = |choice: &Choice| match names.contains(&choice.variant.name) {
+        true => bare.clone(),
+        false => vec![bare[0]],
     };
-    reaching
-        .flat_map(|choice| asked(choice).into_iter().map(move |o| of(choice, o)).collect::<Vec<_>>())
-        .collect()
+    let of_choice =
+        |choice: Choice| asked(&choice).into_iter().map(|option| of(choice, option)).collect::<Vec<_>>();
+    choices().into_iter().flat_map(of_choice).collect()
 }
 
 fn head_case(i: usize, replicas: usize, form: Form, [batch, k]: [usize; 2], teacher: From) -> Case {
-    let temperatures = [1.0, 0.5, 4.0, 20.0, 100.0];
     Case::Head(head::Case {
         batch,
-        rows: if i % 4 == 0 { batch.div_ceil(2) } else { batch },
+        rows: if pick(&[true, false, false], i, 4) { batch.div_ceil(2) } else { batch },
         k,
         replicas,
         form,
         teacher,
-        one_order: i % 3 == 0,
-        unlabelled: i % 2 == 0,
-        temperature: temperatures[i % temperatures.len()],
-        hard_weight: [0.25, 1.0, 0.0][i % 3],
-        soft_weight: [0.75, 1.0][i % 2],
-        smoothing: [0.0, 0.1][i / 2 % 2],
+        one_order: pick(&[true, false, false], i, 5),
+        unlabelled: pick(&[true, false], i, 6),
+        temperature: pick(&[1.0, 0.5, 4.0, 20.0, 100.0], i, 7),
+        hard_weight: pick(&[0.25, 1.0, 0.0], i, 8),
+        soft_weight: pick(&[0.75, 1.0], i, 9),
+        smoothing: pick(&[0.0, 0.1], i, 10),
         padding: padding(i),
-        data: Data::ALL[i % Data::ALL.len()],
+        data: pick(&Data::ALL, i, 1),
         seed: i as u64,
     })
 }
@@ -164,15 +169,15 @@ fn gathers(sizes: &[[usize; 2]]) -> Vec<Case> {
                 let i = i.next();
                 all.push(Case::Gather(gather::Case {
                     batch: *batch,
-                    rows: if i % 3 == 0 { batch / 2 } else { *batch },
+                    rows: if pick(&[true, false, false], i, 4) { batch / 2 } else { *batch },
                     features: *features,
-                    items: [1, 31, 64, 257][i % 4],
+                    items: pick(&[1, 31, 64, 257], i, 11),
                     replicas,
-                    one_order: i % 2 == 0,
+                    one_order: pick(&[true, false], i, 5),
                     bytes,
-                    chunks: 1 + i % 3,
+                    chunks: pick(&[1, 2, 3], i, 12),
                     padding: padding(i),
-                    data: Data::ALL[i % Data::ALL.len()],
+                    data: pick(&Data::ALL, i, 1),
                     seed: i as u64,
                 }));
             }
@@ -184,7 +189,7 @@ fn gathers(sizes: &[[usize; 2]]) -> Vec<Case> {
 fn reductions(batches: &[usize]) -> Vec<Case> {
     let of = |(i, batch): (usize, &usize)| {
         [1, 3].map(|replicas| {
-            let data = Data::ALL[i % Data::ALL.len()];
+            let data = pick(&Data::ALL, i, 1);
             Case::Metrics(metrics::Case {
                 batch: *batch,
                 replicas,
@@ -206,10 +211,10 @@ fn updates(lens: &[usize]) -> Vec<Case> {
         for (flag, weight_decay, replicas) in options.clone() {
             let i = i.next();
             // Every option meets ordinary numbers, on which it shows, and in turn the hard ones.
-            let data = if replicas == 3 { Data::Random } else { Data::ALL[i % Data::ALL.len()] };
-            let lr = [1e-3, 0.1, 0.5][i % 3];
+            let data = if replicas == 3 { Data::Random } else { pick(&Data::ALL, i, 1) };
+            let lr = pick(&[1e-3, 0.1, 0.5], i, 13);
             let (len, seed) = (*len, i as u64);
-            let momentum = [0.9, 0.0, 0.5][i % 3];
+            let momentum = pick(&[0.9, 0.0, 0.5], i, 14);
             all.push(Case::Sgd(sgd::Case {
                 len,
                 replicas,
@@ -222,13 +227,22 @@ fn updates(lens: &[usize]) -> Vec<Case> {
             }));
             let adam = Adam {
                 beta_1: 0.9,
-                beta_2: [0.999, 0.99][i % 2],
-                epsilon: [1e-8, 1e-7][i % 2],
+                beta_2: pick(&[0.999, 0.99], i, 15),
+                epsilon: pick(&[1e-8, 1e-7], i, 16),
                 weight_decay: f64::from(weight_decay),
                 decoupled: flag,
             };
-            let step = [1, 2, 10, 1000][i % 4];
-            all.push(Case::Adam(adam::Case { len, replicas, adam, keras: i % 3 == 0, step, lr, data, seed }));
+            let step = pick(&[1, 2, 10, 1000], i, 17);
+            all.push(Case::Adam(adam::Case {
+                len,
+                replicas,
+                adam,
+                keras: pick(&[true, false], i, 18),
+                step,
+                lr,
+                data,
+                seed,
+            }));
         }
     }
     all

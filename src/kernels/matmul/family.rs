@@ -169,14 +169,20 @@ pub struct Choice {
     pub splits: u32,
 }
 
-/// lavapipe ends an invocation's loops, all of them taken together, after this many rounds, in silence.
-const LOOP_ROUNDS: usize = 65_535;
+/// How far a member walks K in one part. lavapipe ends the loops of an invocation after 65,535 rounds, in
+/// silence, and counts those of all its loops together; which of them it unrolls is its own affair. The
+/// weakest member, tile-128x128, was seen to stop at 65,400.
+const REACH: usize = 60_000;
 
 impl Choice {
     /// Whether sums of length `k` come to their end on every driver.
     pub fn reaches(&self, k: usize) -> bool {
-        let per_round = if self.variant.splits() { 4 } else { 1 };
-        k.div_ceil(self.splits as usize) <= LOOP_ROUNDS * per_round - 4
+        k <= self.reach()
+    }
+
+    /// The longest sums that it can make.
+    pub fn reach(&self) -> usize {
+        REACH * self.splits as usize
     }
 
     /// `subgroup8-40x64/4`; the part after the slash only where K is split.
@@ -229,14 +235,15 @@ impl Question {
         format!("matmul {} r{replicas} m{m} n{n} k{k}", form.name())
     }
 
-    /// What the profile says, or else the built-in choice for this kind of device, its K split where it
-    /// is very long, or else the first variant that was not found wrong on it.
+    /// What the profile says, or else the built-in choice for this kind of device, or else the first
+    /// variant that was not found wrong on it.
     pub fn answer(&self, gpu: &Gpu) -> Choice {
         let recorded = gpu.profile.answers.get(&self.key()).and_then(|text| Choice::parse(text, gpu));
         let built_in = self.built_in(gpu);
-        let parts = SPLITS.map(|splits| Choice { splits, ..built_in });
-        let others = VARIANTS.iter().filter(|v| v.runs_on(gpu)).map(|variant| Choice { variant, splits: 1 });
-        let mut in_order = recorded.into_iter().chain(parts).chain(others);
+        // Split only where K is too long for one part, or as the profile says.
+        let parts = |variant| SPLITS.map(|splits| Choice { variant, splits });
+        let others = Choice::all(gpu);
+        let mut in_order = recorded.into_iter().chain(parts(built_in.variant)).chain(others);
         in_order.find(|c| c.reaches(self.k) && !gpu.avoids(&c.text())).unwrap_or(built_in)
     }
 

@@ -234,7 +234,7 @@ pub fn record(
 /// Records one product with a given variant: for tests, benchmarks and tuning.
 ///
 /// # Errors
-/// As [`Plan::dispatch`]; [`Error::Device`] where the sums are too long for the choice.
+/// As [`Plan::dispatch`]; [`Error::Usage`] where the sums are too long.
 ///
 /// # Panics
 /// As [`record`].
@@ -267,12 +267,15 @@ pub fn record_with(
     assert!(epilogue.bias.is_none_or(|t| t.shape[2] == n), "{label}: bias");
     assert!(epilogue.row_sums.is_none_or(|t| t.shape[2] == m), "{label}: row sums");
 
+    if !choice.reaches(k) {
+        return Err(Error::usage(
+            format!("`{label}`: length of the sums"),
+            format!("at most {} for `{}`", choice.reach(), choice.text()),
+            k.to_string(),
+        ));
+    }
     let flags = Flags::new(form, epilogue);
     assert!(Flags::all().contains(&flags), "{label}: a combination that no test has seen");
-    if !choice.reaches(k) {
-        let what = format!("sums of {k} are longer than `{}` can walk on every driver", choice.text());
-        return Err(Error::device(format!("record `{label}`"), what));
-    }
     let product = Product { label, flags, a, b, c, m, n, k, replicas };
     // A split may be asked for that K is too short for: then fewer parts have work.
     match choice.splits {
@@ -359,11 +362,10 @@ impl Product<'_> {
     ) -> Result<()> {
         let copies = splits as usize * self.replicas;
         let name = |what: &str| format!("{}.{what}", self.label);
-        // matmul_reduce walks the parts and C by one row stride.
-        let stride = self.c.row_stride;
-        let mut partial = Tensor::zeros(plan.gpu, &name("partial"), [copies, self.m, stride])?;
-        partial.shape[2] = self.n;
         let nothing = plan.gpu.nothing()?;
+        // matmul_reduce walks the parts and C by one row stride.
+        let mut partial = Tensor::zeros(plan.gpu, &name("partial"), [copies, self.m, self.c.row_stride])?;
+        partial.shape[2] = self.n;
         let sums = match epilogue.row_sums {
             Some(_) => Some(Tensor::zeros(plan.gpu, &name("partial_sums"), [copies, 1, self.m])?),
             None => None,
