@@ -145,7 +145,7 @@ pub(crate) fn dataset(
         }
         e
     })?;
-    set.scale = options.scale.unwrap_or(set.scale);
+    set.normalisation.scale = options.scale.unwrap_or(set.normalisation.scale);
     set.source = source;
     Ok(set)
 }

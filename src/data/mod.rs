@@ -28,6 +28,7 @@ pub mod split;
 mod tests;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
@@ -84,11 +85,13 @@ pub struct Dataset {
     pub classes: usize,
     /// The classes' names, in label order, where the source had names.
     pub class_names: Option<Vec<String>>,
-    /// The factor from a stored value to a network's input: 1/255 for bytes unless told, else 1.
-    pub scale: f32,
+    /// From stored values to a network's inputs: 1/255 times bytes unless told, else as they are.
+    pub normalisation: Normalisation,
     /// The files this was read from; empty for rows made in memory.
     pub source: Vec<SourceFile>,
     rows: usize,
+    /// The number that each row had in the set as loaded; `None`: its own.
+    origin: Option<Arc<Vec<u32>>>,
 }
 
 impl Dataset {
@@ -137,9 +140,10 @@ impl Dataset {
             labels,
             classes,
             class_names: None,
-            scale: default_scale,
+            normalisation: Normalisation::scaled(default_scale),
             source: Vec::new(),
             rows,
+            origin: None,
         })
     }
 
@@ -175,10 +179,17 @@ impl Dataset {
             labels: self.labels.as_ref().map(|labels| gather(labels, index, 1)),
             classes: self.classes,
             class_names: self.class_names.clone(),
-            scale: self.scale,
+            normalisation: self.normalisation.clone(),
             source: self.source.clone(),
             rows: index.len(),
+            origin: Some(Arc::new(index.iter().map(|&row| self.origin(row)).collect())),
         }
+    }
+
+    /// The number that row `row` had in the set as loaded, before any selection: what is stored by row
+    /// number, such as a teacher's logits, is found by it.
+    pub fn origin(&self, row: u32) -> u32 {
+        self.origin.as_ref().map_or(row, |origin| origin[row as usize])
     }
 
     /// The same rows, of which only those in `index` keep their label; the others become [`UNLABELLED`].
@@ -193,12 +204,10 @@ impl Dataset {
         self
     }
 
-    /// Row `row`, times `scale`, into `out` of [`Dataset::features`] values.
+    /// Row `row`, normalised, into `out` of [`Dataset::features`] values.
     pub fn row_f32(&self, row: usize, out: &mut [f32]) -> Result<()> {
         self.read_rows(&[row as u32], out)?;
-        for v in out {
-            *v *= self.scale;
-        }
+        self.normalisation.apply(out);
         Ok(())
     }
 
