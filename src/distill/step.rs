@@ -2,6 +2,7 @@
 //! optimiser; recorded once, run many times.
 
 use crate::distill::feed::Feed;
+pub use crate::distill::teacher::Teacher;
 use crate::error::{Error, Result};
 use crate::gpu::plan::SLOTS;
 use crate::gpu::readback::Flights;
@@ -91,16 +92,6 @@ impl Optimizer {
     }
 }
 
-/// Whom the student learns from.
-pub enum Teacher {
-    /// The labels alone.
-    None,
-    /// A network that runs in every step.
-    Live(Mlp),
-    /// Logits made once for every row of the data set, `[1, n, k]`.
-    Cached(Tensor),
-}
-
 /// The numbers of one step of one replica, already divided by the batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Tally {
@@ -145,7 +136,7 @@ impl Step {
     /// and limits.
     pub fn record(
         gpu: &Gpu,
-        feed: &Feed,
+        feed: &Feed<'_>,
         teacher: &Teacher,
         students: &[Weights],
         optimizer: Optimizer,
@@ -155,12 +146,8 @@ impl Step {
         let gradient = Mlp::zeros(gpu, "d_student", students.len(), &student.sizes, student.activation)?;
         let ring = step::ring(gpu, students.len())?;
         let mut plan = Plan::new(gpu);
-        let x = feed.record(&mut plan, &ring, batch)?;
-        let teacher = match teacher {
-            Teacher::None => head::Teacher::None,
-            Teacher::Live(mlp) => head::Teacher::Live(mlp.record_forward(&mut plan, &x)?.logits().clone()),
-            Teacher::Cached(logits) => head::Teacher::Cached(logits.clone()),
-        };
+        let x = feed.record(&mut plan, &ring, batch, None)?;
+        let teacher = teacher.record(&mut plan, feed, &ring, &x, students.len())?;
         let forward = student.record_forward(&mut plan, &x)?;
         let z = forward.logits();
         let d_z = Tensor::zeros(gpu, "d_logits", z.shape)?;
