@@ -66,8 +66,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     if BY_INDEX && live {
         item = order[replica * params.order_replica + now.row_start + row];
     }
-    let from = replica * params.u_replica + item * params.u_stride;
-    let to = replica * params.v_replica + row * params.v_stride;
+    let u_at = replica * params.u_replica + item * params.u_stride;
+    let v_at = replica * params.v_replica + row * params.v_stride;
     let t = now.temperature;
 
     var top = 0.0;
@@ -75,7 +75,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     if !GEOMETRIC {
         top = LOWEST;
         for (var j = lane; j < k; j += 64u) {
-            let x = u[from + j];
+            let x = u[u_at + j];
             top = select(top, x, x > top);
         }
         lanes[lane] = top;
@@ -90,7 +90,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         workgroupBarrier();
         var sum = 0.0;
         for (var j = lane; j < k; j += 64u) {
-            sum += exp((u[from + j] - top) / t);
+            sum += exp((u[u_at + j] - top) / t);
         }
         lanes[lane] = sum;
         workgroupBarrier();
@@ -104,26 +104,26 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         log_sum = log(select(sum, 1.0, sum < 1.0));
     }
     for (var j = lane; j < k; j += 64u) {
-        let x = u[from + j];
+        let x = u[u_at + j];
         var value = x * params.share;
         if !GEOMETRIC {
             value = (x - top) / t - log_sum + params.log_share;
         }
         if !FIRST {
             if GEOMETRIC {
-                value += v[to + j];
+                value += v[v_at + j];
             } else {
-                value = log_add(v[to + j], value);
+                value = log_add(v[v_at + j], value);
             }
         }
         if LAST && !GEOMETRIC {
             value *= t;
         }
-        v[to + j] = value;
+        v[v_at + j] = value;
     }
     if row < params.batch {
         for (var j = k + lane; j < params.v_stride; j += 64u) {
-            v[to + j] = 0.0;
+            v[v_at + j] = 0.0;
         }
     }
 }

@@ -259,7 +259,7 @@ fn what_is_written_is_read_again() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 3000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Mutated files are read or refused; nothing panics.
     #[test]

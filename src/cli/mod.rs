@@ -1,11 +1,16 @@
 //! The command line: one file per subcommand.
 
 mod common;
+mod data;
 mod demo;
 mod devices;
 mod distill;
 mod eval;
+mod export;
 mod job;
+mod logits;
+mod predict;
+mod teachers;
 mod train;
 
 use clap::{Parser, Subcommand};
@@ -39,6 +44,12 @@ enum Command {
     Distill(distill::Args),
     /// Measure a network on a data set: errors, NLL, agreement with a teacher.
     Eval(eval::Args),
+    /// Write a teacher's logits once, for any number of students: shards, job arrays, top-k.
+    Logits(logits::Args),
+    /// Run a network over rows and write logits or probabilities.
+    Predict(predict::Args),
+    /// Write a network as ONNX, or as safetensors of another type or layout.
+    Export(export::Args),
 }
 
 /// Parses the process's arguments and runs the command. Usage errors of the parser leave the
@@ -53,5 +64,8 @@ pub fn run() -> Result<()> {
         Command::Train(args) => train::run(&args),
         Command::Distill(args) => distill::run(&args),
         Command::Eval(args) => eval::run(&args),
+        Command::Logits(args) => logits::run(&args),
+        Command::Predict(args) => predict::run(&args),
+        Command::Export(args) => export::run(&args),
     }
 }

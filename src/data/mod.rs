@@ -37,7 +37,7 @@ use crate::error::{Error, Result};
 pub use array::ElementType;
 pub use csv_file::LabelColumn;
 pub use file_rows::FileRows;
-pub use load::{LoadOptions, load};
+pub use load::{LoadOptions, load, read_matrix};
 pub use named::Keys;
 pub use normalise::Normalisation;
 pub use optdigits::{OPTDIGITS_ATTRIBUTION, optdigits};
@@ -202,6 +202,48 @@ impl Dataset {
             *labels = kept;
         }
         self
+    }
+
+    /// These rows followed by those of `more`, which lose their labels: only soft targets teach from them.
+    ///
+    /// Fails where features or element types differ, or where either part stays in its file.
+    pub fn with_unlabelled(self, more: Self) -> Result<Self> {
+        let facts = |d: &Self| {
+            let element = if d.x.is_u8() { "u8" } else { "float" };
+            format!("rows of {} {element} values", d.features())
+        };
+        if facts(&self) != facts(&more) {
+            return Err(Error::data(
+                more.path(),
+                "rows",
+                format!("{} as in {}", facts(&self), self.path().display()),
+                facts(&more),
+            ));
+        }
+        let (path, rows, added) = (more.path(), self.rows, more.rows);
+        let x = match (self.x, more.x) {
+            (Elements::U8(mut a), Elements::U8(b)) => {
+                a.extend(b);
+                Elements::U8(a)
+            }
+            (Elements::F32(mut a), Elements::F32(b)) => {
+                a.extend(b);
+                Elements::F32(a)
+            }
+            _ => {
+                return Err(Error::data(
+                    path,
+                    "rows",
+                    "parts that both fit in memory",
+                    "one beyond the resident limit",
+                )
+                .with_hint("join the two in one file; rows with the label -1 have no label"));
+            }
+        };
+        let mut labels = self.labels.unwrap_or_else(|| vec![UNLABELLED; rows]);
+        labels.resize(rows + added, UNLABELLED);
+        let source = self.source.into_iter().chain(more.source).collect();
+        Ok(Self { x, labels: Some(labels), source, rows: rows + added, origin: None, ..self })
     }
 
     /// Row `row`, normalised, into `out` of [`Dataset::features`] values.

@@ -106,3 +106,7 @@ pub fn record(
     }
     Ok(())
 }
+
+#[cfg(test)]
+#[path = "ensemble_tests.rs"]
+mod tests;

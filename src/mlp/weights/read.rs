@@ -293,7 +293,8 @@ impl Source {
             },
             format!("\n{}", table(groups, layers, &wanted)),
         );
-        Err(if turned && layers.len() > 1 { error.with_hint(TRANSPOSED) } else { error.with_hint(ORDER) })
+        let turned = turned && layers.len() > 1;
+        Err(error.with_hint(if turned { format!("{TRANSPOSED}; {ORDER}") } else { ORDER.to_owned() }))
     }
 }
 
