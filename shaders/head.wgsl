@@ -9,9 +9,12 @@
 //   z [r, batch, k], v [r, batch, k] or by row number [n, k] (BY_INDEX), d_z as z,
 //   stats [r, slots * batch, 8]: one row per sample of every step of the submission
 //
-// LANES invocations share a row; a workgroup of 64 holds 64 / LANES rows. All in log space with
-// the maximum subtracted; sums run in a fixed order: each lane over its stride, then a tree.
-// Rows past the step's `rows` give zeros. Reference: reference::head. Host: src/kernels/head.rs.
+// LANES invocations share a row; a workgroup of 64 holds 64 / LANES rows. The logits are walked
+// twice: once for the maxima and sums (online, a BLOCK at a time, so that each is loaded once and a
+// long sum stays a sum of short ones), once for losses and gradient. Everything is in log space with
+// the maximum subtracted before the division by T; sums run in a fixed order: each lane over its
+// stride, then a tree. Rows past the step's `rows` give zeros.
+// Reference: reference::head. Host: src/kernels/head.rs.
 
 struct Params {
     batch: u32, k: u32,
@@ -36,6 +39,7 @@ const LANES: u32 = 64u;
 const SOFT: bool = true;
 const BY_INDEX: bool = false;
 
+const BLOCK: u32 = 32u;
 const UNLABELLED: u32 = 0xffffffffu;
 const LOWEST: f32 = -3.4028234e38;
 
@@ -98,6 +102,12 @@ fn row_top(x: vec4<f32>, local: u32) -> vec4<f32> {
     return top;
 }
 
+// What sums below the maxima of `before` become below those of `after`.
+fn rescale(before: vec4<f32>, after: vec4<f32>, inv_t: f32) -> vec3<f32> {
+    let lower = before.xz - after.xz;
+    return exp(vec3<f32>(lower.x, lower.x * inv_t, lower.y * inv_t));
+}
+
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
     let replica = group.z;
@@ -117,51 +127,80 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let v_at = replica * params.v_replica + select(row, index, BY_INDEX) * params.v_stride;
     let t = now.temperature;
 
-    var top = vec4<f32>(LOWEST, 0.0, LOWEST, 0.0);
-    for (var j = lane; j < k; j += LANES) {
-        var vj = 0.0;
-        if SOFT { vj = v[v_at + j]; }
-        top = better(top, vec4<f32>(z[z_at + j], f32(j), vj, f32(j)));
-    }
-    top = row_top(top, local);
+    let inv_t = 1.0 / t;
 
-    var sum = vec4<f32>();
-    for (var j = lane; j < k; j += LANES) {
-        let zj = z[z_at + j] - top.x;
-        sum.x += exp(zj);
-        if SOFT {
-            sum.y += exp(zj / t);
-            sum.z += exp((v[v_at + j] - top.z) / t);
+    // The lane's maxima with their indices, and the sums of exp(z), exp(z/T) and exp(v/T) below them.
+    var top = vec4<f32>(LOWEST, 0.0, LOWEST, 0.0);
+    var sum = vec3<f32>();
+    var z_block: array<f32, BLOCK>;
+    var v_block: array<f32, BLOCK>;
+    for (var start = lane; start < k; start += BLOCK * LANES) {
+        let count = min(BLOCK, (k - start + LANES - 1u) / LANES);
+        let before = top;
+        for (var i = 0u; i < count; i++) {
+            let j = start + i * LANES;
+            z_block[i] = z[z_at + j];
+            if z_block[i] > top.x { top.x = z_block[i]; top.y = f32(j); }
+            if SOFT {
+                v_block[i] = v[v_at + j];
+                if v_block[i] > top.z { top.z = v_block[i]; top.w = f32(j); }
+            }
+        }
+        var part = vec3<f32>();
+        for (var i = 0u; i < count; i++) {
+            let below = z_block[i] - top.x;
+            part.x += exp(below);
+            if SOFT {
+                part.y += exp(below * inv_t);
+                part.z += exp((v_block[i] - top.z) * inv_t);
+            }
+        }
+        if start == lane {
+            sum = part;
+        } else {
+            sum = sum * rescale(before, top, inv_t) + part;
         }
     }
-    sum = row_sum(sum, local);
-    let log_sum = log(max(sum.xyz, vec3<f32>(1.0)));
+    if LANES > 1u {
+        let own = top;
+        top = row_top(own, local);
+        // A lane without elements has sums of zero and no maximum to speak of.
+        if lane < k { sum *= rescale(own, top, inv_t); }
+        sum = row_sum(vec4<f32>(sum, 0.0), local).xyz;
+    }
+    let log_sum = log(max(sum, vec3<f32>(1.0)));
 
     let labelled = label != UNLABELLED;
     let even = now.smoothing / f32(params.k);
     let hard_weight = select(0.0, now.hard_weight, labelled);
     let scale = 1.0 / f32(max(now.rows, 1u));
-    var loss = vec2<f32>();
-    var norm = vec2<f32>();
+    var total = vec4<f32>();
     var bad = 0.0;
-    for (var j = lane; j < k; j += LANES) {
-        let zj = z[z_at + j] - top.x;
-        let log_q1 = zj - log_sum.x;
-        let y = even + select(0.0, 1.0 - now.smoothing, j == label);
-        let hard = hard_weight * (exp(log_q1) - y);
-        loss.x -= select(0.0, y * log_q1, labelled && y != 0.0);
-        var soft = 0.0;
-        if SOFT {
-            let log_q = zj / t - log_sum.y;
-            let log_p = (v[v_at + j] - top.z) / t - log_sum.z;
-            let p = exp(log_p);
-            soft = now.soft_weight * t * (exp(log_q) - p);
-            loss.y += p * (log_p - log_q);
+    for (var start = lane; start < k; start += BLOCK * LANES) {
+        let end = min(k, start + BLOCK * LANES);
+        // Hard loss, soft loss, squared norms of the hard and the soft gradient.
+        var part = vec4<f32>();
+        for (var j = start; j < end; j += LANES) {
+            let below = z[z_at + j] - top.x;
+            let log_q1 = below - log_sum.x;
+            let y = even + select(0.0, 1.0 - now.smoothing, j == label);
+            let hard = hard_weight * (exp(log_q1) - y);
+            part.x -= select(0.0, y * log_q1, labelled && y != 0.0);
+            var soft = 0.0;
+            if SOFT {
+                let log_q = below * inv_t - log_sum.y;
+                let log_p = (v[v_at + j] - top.z) * inv_t - log_sum.z;
+                let p = exp(log_p);
+                soft = now.soft_weight * t * (exp(log_q) - p);
+                part.y += p * (log_p - log_q);
+            }
+            let gradient = (hard + soft) * scale;
+            bad = max(bad, non_finite(gradient));
+            part.z += hard * hard;
+            part.w += soft * soft;
+            d_z[z_at + j] = gradient;
         }
-        let gradient = (hard + soft) * scale;
-        bad = max(bad, non_finite(gradient));
-        norm += vec2<f32>(hard * hard, soft * soft);
-        d_z[z_at + j] = gradient;
+        total += part;
     }
     // Padding columns, and whole rows past a short last batch.
     if row < params.batch {
@@ -169,7 +208,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             d_z[z_at + j] = 0.0;
         }
     }
-    let all = row_sum(vec4<f32>(loss, norm), local);
+    let all = row_sum(total, local);
     let any_bad = row_sum(vec4<f32>(bad, 0.0, 0.0, 0.0), local).x;
     if lane == 0u && row < params.batch {
         let soft_loss = t * t * all.y;

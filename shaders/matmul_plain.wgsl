@@ -85,11 +85,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     if col < params.n {
         let a_base = replica * params.a_replica;
         let b_base = replica * params.b_replica;
-        for (var i = 0u; i < params.k; i++) {
-            let x = a[a_base + select(row * params.a_stride + i, i * params.a_stride + row, TRANSPOSE_A)];
-            let y = b[b_base + select(i * params.b_stride + col, col * params.b_stride + i, TRANSPOSE_B)];
-            sum = fma(x, y, sum);
-            row_sum += x;
+        // Two loops, because lavapipe ends a loop after 65,535 rounds.
+        for (var first = 0u; first < params.k; first += 4096u) {
+            for (var i = first; i < min(params.k, first + 4096u); i++) {
+                let x = a[a_base + select(row * params.a_stride + i, i * params.a_stride + row, TRANSPOSE_A)];
+                let y = b[b_base + select(i * params.b_stride + col, col * params.b_stride + i, TRANSPOSE_B)];
+                sum = fma(x, y, sum);
+                row_sum += x;
+            }
         }
         let at = row * params.c_stride + col;
         if ACCUMULATE { sum += c[replica * params.c_replica + at]; }

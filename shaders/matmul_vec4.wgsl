@@ -1,10 +1,10 @@
-// C[r] = epilogue(op(A[r]) . op(B[r])): the contract of matmul_plain, with a register tile and nothing else.
+// C[r] = epilogue(op(A[r]) . op(B[r])): the contract of matmul_plain, with a 4x4 register tile and nothing else.
 //
-// An invocation computes ROWS rows by COL_VECS vec4 columns of C, four k at a time, every operand loaded as vec4;
-// a workgroup is GROUP_ROWS by GROUP_COLS invocations. No workgroup memory, no subgroups: for devices whose
-// caches do the sharing, and for products too small to fill tiles.
+// An invocation computes four rows by four columns of C, four k at a time, as one product of 4x4 matrices in
+// registers; every operand is loaded as vec4. A workgroup is GROUP_ROWS by GROUP_COLS invocations. No workgroup
+// memory, no subgroups, no arrays: for drivers that keep arrays in memory (SwiftShader), and where nothing else runs.
 //
-// ROWS is a multiple of 4. The products over k are added in ascending k.
+// The products over four k are added first, then these sums in ascending k.
 // Reference: reference::matmul. Host: src/kernels/matmul.rs.
 
 struct Params {
@@ -21,8 +21,6 @@ struct Params {
     k_chunk: u32, replicas: u32,
 }
 
-const ROWS: u32 = 8u;
-const COL_VECS: u32 = 2u;
 const GROUP_ROWS: u32 = 8u;
 const GROUP_COLS: u32 = 8u;
 const SPLITS: u32 = 1u;
@@ -105,13 +103,24 @@ fn finish_row_sum(replica: u32, split: u32, row: u32, sum: f32) {
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let replica = group.z / SPLITS;
     let split = group.z % SPLITS;
-    let row_0 = params.row_start + (group.y * GROUP_ROWS + lane / GROUP_COLS) * ROWS;
-    // The vec4 columns of an invocation lie GROUP_COLS apart, so that neighbours load neighbouring ones.
-    let col_0 = params.col_start + (group.x * GROUP_COLS * COL_VECS + lane % GROUP_COLS) * 4u;
+    let row = params.row_start + (group.y * GROUP_ROWS + lane / GROUP_COLS) * 4u;
+    let col = params.col_start + (group.x * GROUP_COLS + lane % GROUP_COLS) * 4u;
     let a_stride = params.a_stride / 4u;
     let b_stride = params.b_stride / 4u;
-    let a_base = replica * params.a_replica / 4u;
-    let b_base = replica * params.b_replica / 4u;
+    // Where an operand is stored along k, its four rows (or columns of B); past the edge, ones that exist:
+    // what comes of them is not stored. Otherwise, its vec4 in the row of k = 0.
+    var a_at = vec4<u32>(replica * params.a_replica / 4u);
+    if TRANSPOSE_A {
+        a_at += min(row / 4u, a_stride - 1u);
+    } else {
+        a_at += min(vec4<u32>(row, row + 1u, row + 2u, row + 3u), vec4<u32>(params.m - 1u)) * a_stride;
+    }
+    var b_at = vec4<u32>(replica * params.b_replica / 4u);
+    if TRANSPOSE_B {
+        b_at += min(vec4<u32>(col, col + 1u, col + 2u, col + 3u), vec4<u32>(params.n - 1u)) * b_stride;
+    } else {
+        b_at += min(col / 4u, b_stride - 1u);
+    }
     // In units of four k.
     var k_start = 0u;
     var k_end = (params.k + 3u) / 4u;
@@ -120,61 +129,40 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         k_end = min(k_end, k_start + params.k_chunk / 4u);
     }
 
-    var sums: array<array<vec4<f32>, COL_VECS>, ROWS>;
-    var row_sums: array<vec4<f32>, ROWS>;
-    // Rows and columns past the edge are clamped to ones that exist; what comes of them is not stored.
+    // A WGSL matrix is a list of columns: here sums[i] is row i of the tile, a_k[i] four k of row i of op(A), and
+    // b_k[j] the four columns of row 4 k + j of op(B). So sums[i] += sum over j of a_k[i][j] * b_k[j] reads b_k * a_k.
+    var sums = mat4x4<f32>();
+    var row_sums = vec4<f32>();
     for (var k = k_start; k < k_end; k++) {
-        // Rows of op(B) past the last k are clamped too: they meet zeros in op(A).
-        let last = params.k - 1u;
-        let k_4 = min(vec4<u32>(4u * k) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(last));
-        // a_k[i]: four k of row i of op(A).
-        var a_k: array<vec4<f32>, ROWS>;
+        let k_4 = vec4<u32>(4u * k) + vec4<u32>(0u, 1u, 2u, 3u);
+        let k_in = min(k_4, vec4<u32>(params.k - 1u));
+        var x = a_at + k;
+        if TRANSPOSE_A { x = a_at + k_in * a_stride; }
+        var a_k = mat4x4<f32>(a[x.x], a[x.y], a[x.z], a[x.w]);
         if TRANSPOSE_A {
-            for (var i = 0u; i < ROWS; i += 4u) {
-                let at = a_base + min((row_0 + i) / 4u, a_stride - 1u);
-                var block = mat4x4<f32>(
-                    a[at + k_4.x * a_stride], a[at + k_4.y * a_stride], a[at + k_4.z * a_stride], a[at + k_4.w * a_stride]);
-                for (var j = 1u; j < 4u; j++) {
-                    if 4u * k + j > last { block[j] = vec4<f32>(); }
-                }
-                block = transpose(block);
-                for (var j = 0u; j < 4u; j++) { a_k[i + j] = block[j]; }
-            }
-        } else {
-            for (var i = 0u; i < ROWS; i++) {
-                a_k[i] = a[a_base + min(row_0 + i, params.m - 1u) * a_stride + k];
-            }
+            // What stands for a row past the last k must not count twice. B's copies meet these zeros.
+            a_k = transpose(mat4x4<f32>(
+                a_k[0],
+                select(vec4<f32>(), a_k[1], k_4.y < params.k),
+                select(vec4<f32>(), a_k[2], k_4.z < params.k),
+                select(vec4<f32>(), a_k[3], k_4.w < params.k)));
         }
-        if ROW_SUMS && group.x == 0u {
-            for (var i = 0u; i < ROWS; i++) { row_sums[i] += a_k[i]; }
-        }
-        for (var v = 0u; v < COL_VECS; v++) {
-            let col = col_0 + v * GROUP_COLS * 4u;
-            // b_k[j]: four columns of row 4 k + j of op(B).
-            var b_k: mat4x4<f32>;
-            if TRANSPOSE_B {
-                let n = b_base + min(vec4<u32>(col, col + 1u, col + 2u, col + 3u), vec4<u32>(params.n - 1u)) * b_stride + k;
-                b_k = transpose(mat4x4<f32>(b[n.x], b[n.y], b[n.z], b[n.w]));
-            } else {
-                let at = b_base + min(col / 4u, b_stride - 1u);
-                b_k = mat4x4<f32>(
-                    b[at + k_4.x * b_stride], b[at + k_4.y * b_stride], b[at + k_4.z * b_stride], b[at + k_4.w * b_stride]);
-            }
-            for (var i = 0u; i < ROWS; i++) {
-                for (var j = 0u; j < 4u; j++) {
-                    sums[i][v] = fma(vec4<f32>(a_k[i][j]), b_k[j], sums[i][v]);
-                }
-            }
-        }
+        var y = b_at + k;
+        if !TRANSPOSE_B { y = b_at + k_in * b_stride; }
+        var b_k = mat4x4<f32>(b[y.x], b[y.y], b[y.z], b[y.w]);
+        if TRANSPOSE_B { b_k = transpose(b_k); }
+        sums += b_k * a_k;
+        if ROW_SUMS { row_sums += vec4<f32>(1.0) * a_k; }
     }
 
-    for (var i = 0u; i < ROWS; i++) {
-        for (var v = 0u; v < COL_VECS; v++) {
-            finish(replica, split, row_0 + i, col_0 + v * GROUP_COLS * 4u, sums[i][v]);
-        }
-        if ROW_SUMS && col_0 == 0u {
-            let sum = row_sums[i];
-            finish_row_sum(replica, split, row_0 + i, sum.x + sum.y + sum.z + sum.w);
-        }
+    finish(replica, split, row, col, sums[0]);
+    finish(replica, split, row + 1u, col, sums[1]);
+    finish(replica, split, row + 2u, col, sums[2]);
+    finish(replica, split, row + 3u, col, sums[3]);
+    if ROW_SUMS && col == 0u {
+        finish_row_sum(replica, split, row, row_sums.x);
+        finish_row_sum(replica, split, row + 1u, row_sums.y);
+        finish_row_sum(replica, split, row + 2u, row_sums.z);
+        finish_row_sum(replica, split, row + 3u, row_sums.w);
     }
 }

@@ -23,6 +23,7 @@
 //! [`gpu::Program`]; [`train::Run`] submits it many times, several steps to a submission, and
 //! receives the metrics late, without waiting.
 
+pub mod bench;
 pub mod cli;
 pub mod data;
 pub mod distill;

@@ -1,5 +1,6 @@
 //! The command line: one file per subcommand.
 
+mod bench;
 mod common;
 mod data;
 mod demo;
@@ -12,6 +13,7 @@ mod logits;
 mod predict;
 mod teachers;
 mod train;
+mod tune;
 
 use clap::{Parser, Subcommand};
 
@@ -50,6 +52,10 @@ enum Command {
     Predict(predict::Args),
     /// Write a network as ONNX, or as safetensors of another type or layout.
     Export(export::Args),
+    /// Measure the kernels and the step on this device.
+    Bench(bench::Args),
+    /// Find the fastest kernels for a configuration on this device, once.
+    Tune(tune::Args),
 }
 
 /// Parses the process's arguments and runs the command. Usage errors of the parser leave the
@@ -67,5 +73,7 @@ pub fn run() -> Result<()> {
         Command::Logits(args) => logits::run(&args),
         Command::Predict(args) => predict::run(&args),
         Command::Export(args) => export::run(&args),
+        Command::Bench(args) => bench::run(&args),
+        Command::Tune(args) => tune::run(&args),
     }
 }

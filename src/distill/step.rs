@@ -162,7 +162,7 @@ impl Step {
             d_z: &d_z,
             stats: &stats,
         };
-        head::record(&mut plan, "head", &io, head::lanes_for(k))?;
+        head::record(&mut plan, "head", &io, head::lanes_for(gpu, k))?;
         student.record_backward(&mut plan, &x, &forward, &d_z, &gradient)?;
         let moments = (0..optimizer.moments())
             .map(|i| Tensor::zeros(gpu, &format!("moment_{}", i + 1), student.whole.shape))

@@ -26,6 +26,24 @@ pub struct Call<'a, P> {
     pub tensors: &'a [(&'a str, &'a Tensor)],
     /// Workgroups in x, y, z.
     pub grid: [u32; 3],
+    /// What the dispatch has to do at least: the floor in profiles.
+    pub work: Work,
+}
+
+/// The least that a dispatch must compute and move.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Work {
+    /// Floating-point operations.
+    pub flops: f64,
+    /// Bytes, each operand read once and each result written once.
+    pub bytes: f64,
+}
+
+impl Work {
+    /// `elements` 32-bit values moved, `flops` operations.
+    pub fn new(flops: usize, elements: usize) -> Self {
+        Self { flops: flops as f64, bytes: 4.0 * elements as f64 }
+    }
 }
 
 struct Recorded {
@@ -35,6 +53,7 @@ struct Recorded {
     params: Vec<u8>,
     tensors: Vec<(String, Tensor)>,
     grid: [u32; 3],
+    work: Work,
 }
 
 /// Dispatches under construction.
@@ -126,6 +145,7 @@ impl<'g> Plan<'g> {
             params: bytemuck::bytes_of(&call.params).to_vec(),
             tensors,
             grid: call.grid,
+            work: call.work,
         });
         Ok(())
     }
@@ -224,6 +244,7 @@ fn finish_dispatch(
         pipeline: d.pipeline,
         group,
         grid: d.grid,
+        work: d.work,
         written,
     })
 }
@@ -259,6 +280,7 @@ struct Dispatch {
     pipeline: Arc<Pipeline>,
     group: wgpu::BindGroup,
     grid: [u32; 3],
+    work: Work,
     slotted: bool,
     written: Vec<Tensor>,
 }
@@ -299,9 +321,9 @@ impl Program {
         self.dispatches.is_empty()
     }
 
-    /// Label and kernel of each dispatch, in order.
-    pub fn labels(&self) -> impl Iterator<Item = (&str, &'static str)> {
-        self.dispatches.iter().map(|d| (d.label.as_str(), d.kernel))
+    /// Label, kernel and least work of each dispatch, in order.
+    pub fn dispatches(&self) -> impl Iterator<Item = (&str, &'static str, Work)> {
+        self.dispatches.iter().map(|d| (d.label.as_str(), d.kernel, d.work))
     }
 
     /// Encodes `steps` runs into one pass; run `i` sees slot `i`.
@@ -352,6 +374,33 @@ impl Program {
             .collect()
     }
 
+    /// Times `runs` runs in one submission, in seconds: by timestamps around the pass, or by the
+    /// host's clock around submission and wait where the device has none.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where the device is lost or refuses.
+    pub fn time_blocking(&self, gpu: &Gpu, runs: u32) -> Result<f64> {
+        if !gpu.report.timestamps {
+            gpu.wait_blocking()?;
+            let began = std::time::Instant::now();
+            self.submit(gpu, runs)?;
+            gpu.wait_blocking()?;
+            return Ok(began.elapsed().as_secs_f64());
+        }
+        let watch = Stopwatch::new(gpu, 1)?;
+        let mut encoder = gpu.device.create_command_encoder(&Default::default());
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+            label: Some("timed"),
+            timestamp_writes: watch.around(0),
+        });
+        for slot in 0..runs {
+            self.dispatches.iter().for_each(|d| d.encode(&mut pass, slot % SLOTS));
+        }
+        drop(pass);
+        let spans = watch.read_blocking(gpu, encoder)?;
+        Ok(spans[0] * 1e-9)
+    }
+
     /// Times each dispatch by pass timestamps over one run, in nanoseconds; `None` where the
     /// device has no timestamps.
     ///
@@ -361,48 +410,66 @@ impl Program {
         if !gpu.report.timestamps {
             return Ok(None);
         }
-        let count = 2 * self.dispatches.len() as u32;
-        let bytes = u64::from(count.max(2)) * 8;
-        let (queries, resolved, staging) = gpu.guarded("profile", || {
-            let queries = gpu.device.create_query_set(&wgpu::QuerySetDescriptor {
-                label: Some("profile"),
-                ty: wgpu::QueryType::Timestamp,
-                count: count.max(2),
-            });
-            let resolved = gpu.device.create_buffer(&wgpu::BufferDescriptor {
-                label: Some("profile"),
-                size: bytes,
-                usage: wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC,
-                mapped_at_creation: false,
-            });
-            (queries, resolved, staging(gpu, bytes))
-        })?;
+        let watch = Stopwatch::new(gpu, self.dispatches.len() as u32)?;
         let mut encoder = gpu.device.create_command_encoder(&Default::default());
         for (i, d) in self.dispatches.iter().enumerate() {
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
                 label: Some(&d.label),
-                timestamp_writes: Some(wgpu::ComputePassTimestampWrites {
-                    query_set: &queries,
-                    beginning_of_pass_write_index: Some(2 * i as u32),
-                    end_of_pass_write_index: Some(2 * i as u32 + 1),
-                }),
+                timestamp_writes: watch.around(i as u32),
             });
             d.encode(&mut pass, 0);
         }
-        encoder.resolve_query_set(&queries, 0..count, &resolved, 0);
-        encoder.copy_buffer_to_buffer(&resolved, 0, &staging, 0, bytes);
+        let spans = watch.read_blocking(gpu, encoder)?;
+        Ok(Some(spans))
+    }
+}
+
+/// Pairs of timestamps around passes.
+struct Stopwatch {
+    queries: wgpu::QuerySet,
+    resolved: wgpu::Buffer,
+    staging: wgpu::Buffer,
+    pairs: u32,
+}
+
+impl Stopwatch {
+    fn new(gpu: &Gpu, pairs: u32) -> Result<Self> {
+        let bytes = u64::from(pairs.max(1)) * 16;
+        gpu.guarded("time", || Self {
+            queries: gpu.device.create_query_set(&wgpu::QuerySetDescriptor {
+                label: Some("stopwatch"),
+                ty: wgpu::QueryType::Timestamp,
+                count: 2 * pairs.max(1),
+            }),
+            resolved: gpu.device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("stopwatch"),
+                size: bytes,
+                usage: wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC,
+                mapped_at_creation: false,
+            }),
+            staging: staging(gpu, bytes),
+            pairs,
+        })
+    }
+
+    fn around(&self, pair: u32) -> Option<wgpu::ComputePassTimestampWrites<'_>> {
+        Some(wgpu::ComputePassTimestampWrites {
+            query_set: &self.queries,
+            beginning_of_pass_write_index: Some(2 * pair),
+            end_of_pass_write_index: Some(2 * pair + 1),
+        })
+    }
+
+    /// Submits what was encoded, waits, and gives each pair's nanoseconds.
+    fn read_blocking(&self, gpu: &Gpu, mut encoder: wgpu::CommandEncoder) -> Result<Vec<f64>> {
+        encoder.resolve_query_set(&self.queries, 0..2 * self.pairs, &self.resolved, 0);
+        encoder.copy_buffer_to_buffer(&self.resolved, 0, &self.staging, 0, self.staging.size());
         let done = gpu.queue.submit([encoder.finish()]);
-        staging.map_async(wgpu::MapMode::Read, .., |_| {});
+        self.staging.map_async(wgpu::MapMode::Read, .., |_| {});
         gpu.wait(Some(done))?;
-        let view = staging.get_mapped_range(..).map_err(|e| Error::device("profile", e.to_string()))?;
+        let view = self.staging.get_mapped_range(..).map_err(|e| Error::device("time", e.to_string()))?;
         let ticks: Vec<u64> = bytemuck::pod_collect_to_vec(&view);
         let period = f64::from(gpu.queue.get_timestamp_period());
-        Ok(Some(
-            ticks
-                .chunks_exact(2)
-                .take(self.dispatches.len())
-                .map(|t| t[1].saturating_sub(t[0]) as f64 * period)
-                .collect(),
-        ))
+        Ok(ticks.chunks_exact(2).map(|t| t[1].saturating_sub(t[0]) as f64 * period).collect())
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::error::Result;
 use crate::gpu::pipeline::{Constant, Constants};
+use crate::gpu::plan::Work;
 use crate::gpu::{Call, Kernel, Plan, Tensor};
 use crate::kernels::sgd::fold;
 
@@ -82,5 +83,6 @@ pub fn record(
             ("moment_2", moments[1]),
         ],
         grid: [width, height, replicas],
+        work: Work::new(12 * weight.span(), 7 * weight.span()),
     })
 }

@@ -3,6 +3,7 @@
 
 use crate::error::Result;
 use crate::gpu::pipeline::{Constant, Constants};
+use crate::gpu::plan::Work;
 use crate::gpu::{Call, Kernel, Plan, Tensor};
 use crate::kernels::head::Teacher;
 
@@ -102,6 +103,7 @@ pub fn record(
             },
             tensors: &[("steps", steps), ("order", order), ("u", u), ("v", v)],
             grid: [batch as u32, 1, replicas as u32],
+            work: Work::new(0, (if m == 0 { 2 } else { 3 }) * replicas * batch * k),
         })?;
     }
     Ok(())

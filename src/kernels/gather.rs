@@ -3,6 +3,7 @@
 
 use crate::error::Result;
 use crate::gpu::pipeline::{Constant, Constants};
+use crate::gpu::plan::Work;
 use crate::gpu::{Call, Kernel, Plan, Tensor};
 
 params! {
@@ -83,5 +84,6 @@ pub fn record(
             ("x", x),
         ],
         grid: [(batch * groups).div_ceil(64) as u32, 1, replicas as u32],
+        work: Work::new(2 * x.span(), x.span() + replicas * batch * source.rows.row_stride),
     })
 }

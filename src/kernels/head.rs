@@ -3,7 +3,8 @@
 
 use crate::error::Result;
 use crate::gpu::pipeline::{Constant, Constants};
-use crate::gpu::{Call, Kernel, Plan, Tensor};
+use crate::gpu::plan::Work;
+use crate::gpu::{Call, Gpu, Kernel, Plan, Tensor};
 use crate::kernels::metrics::WIDTH;
 
 /// A label that stands for none: the row has a soft term only.
@@ -74,11 +75,12 @@ pub struct Head<'a> {
     pub stats: &'a Tensor,
 }
 
-/// The number of lanes for `k` classes: as many as keep busy, few where rows are short.
-pub fn lanes_for(k: usize) -> u32 {
-    match k {
-        0..=32 => 1,
-        33..=256 => 8,
+/// The number of lanes for `k` classes: as many as keep busy, few where rows are short. On a
+/// software driver every barrier costs more than it shares: there a row is one invocation's.
+pub fn lanes_for(gpu: &Gpu, k: usize) -> u32 {
+    match (gpu.report.kind, k) {
+        ("software", _) | (_, 0..=32) => 1,
+        (_, 33..=256) => 8,
         _ => 64,
     }
 }
@@ -126,5 +128,6 @@ pub fn record(plan: &mut Plan<'_>, label: &str, head: &Head<'_>, lanes: u32) -> 
             ("stats", head.stats),
         ],
         grid: [batch.div_ceil(per_group) as u32, 1, replicas as u32],
+        work: Work::new(0, (if soft { 3 } else { 2 }) * replicas * batch * k),
     })
 }

@@ -2,7 +2,7 @@
 //! of a submission.
 
 use crate::error::Result;
-use crate::gpu::plan::SLOTS;
+use crate::gpu::plan::{SLOTS, Work};
 use crate::gpu::{Call, Kernel, Plan, Tensor};
 
 /// Numbers per sample and per step: hard loss, soft loss, correct, agreement; non-finite flag,
@@ -42,5 +42,6 @@ pub fn record(plan: &mut Plan<'_>, label: &str, stats: &Tensor, metrics: &Tensor
         },
         tensors: &[("stats", stats), ("metrics", metrics)],
         grid: [SLOTS, 1, replicas as u32],
+        work: Work::new(stats.span(), stats.span() + metrics.span()),
     })
 }

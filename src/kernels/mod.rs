@@ -40,7 +40,7 @@ macro_rules! kernels {
     };
 }
 
-kernels!(gather, matmul, ensemble, head, metrics, sgd, adam);
+kernels!(gather, matmul, ensemble, head, metrics, sgd, adam, peak);
 
 pub mod step;
 

@@ -2,6 +2,7 @@
 
 use crate::error::Result;
 use crate::gpu::pipeline::{Constant, Constants};
+use crate::gpu::plan::Work;
 use crate::gpu::{Call, Kernel, Plan, Tensor};
 
 params! {
@@ -66,5 +67,6 @@ pub fn record(
             ("momentum", momentum),
         ],
         grid: [width, height, replicas],
+        work: Work::new(4 * weight.span(), 5 * weight.span()),
     })
 }

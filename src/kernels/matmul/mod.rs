@@ -12,8 +12,9 @@ pub mod family;
 
 pub use family::{Choice, Question, VARIANTS};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::gpu::pipeline::{Constant, Constants};
+use crate::gpu::plan::Work;
 use crate::gpu::{Call, Kernel, Plan, Tensor};
 use family::Variant;
 
@@ -32,6 +33,9 @@ params! {
 /// This module's part of the list of kernels.
 pub const KERNELS: &[&Kernel] =
     &[&family::PLAIN, &family::VEC4, &family::TILE, &family::SUBGROUP, &family::REDUCE];
+
+/// Four k to a round, and lavapipe ends any loop after 65,535 rounds.
+const LONGEST_SUM: usize = 4 * 65_535;
 
 /// Which of the three products, and so which operand is stored transposed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -266,6 +270,13 @@ pub fn record_with(
     assert!(epilogue.bias.is_none_or(|t| t.shape[2] == n), "{label}: bias");
     assert!(epilogue.row_sums.is_none_or(|t| t.shape[2] == m), "{label}: row sums");
 
+    if k > LONGEST_SUM {
+        return Err(Error::usage(
+            format!("`{label}`: length of the sums"),
+            format!("at most {LONGEST_SUM}"),
+            k.to_string(),
+        ));
+    }
     let flags = Flags::new(form, epilogue);
     assert!(Flags::all().contains(&flags), "{label}: a combination that no test has seen");
     let product = Product { label, flags, a, b, c, m, n, k, replicas };
@@ -305,6 +316,14 @@ impl Product<'_> {
         }
     }
 
+    fn work(&self) -> Work {
+        let distinct = |t: &Tensor| t.shape[0] * t.shape[1] * t.shape[2];
+        Work::new(
+            2 * self.replicas * self.m * self.n * self.k,
+            distinct(self.a) + distinct(self.b) + distinct(self.c),
+        )
+    }
+
     fn grid(&self, variant: &Variant, splits: u32) -> [u32; 3] {
         let [rows, cols] = variant.tile;
         [
@@ -332,6 +351,7 @@ impl Product<'_> {
                 ("extra", ends.extra),
             ],
             grid: self.grid(variant, 1),
+            work: self.work(),
         })
     }
 
@@ -373,6 +393,7 @@ impl Product<'_> {
                 ("extra", &sums),
             ],
             grid: self.grid(variant, splits),
+            work: self.work(),
         })?;
         let nothing = plan.gpu.nothing()?;
         let ends = Ends::new(epilogue, &partial, &nothing);
@@ -398,6 +419,7 @@ impl Product<'_> {
                 ("extra", ends.extra),
             ],
             grid: [groups.min(65_535), groups.div_ceil(65_535), self.replicas as u32],
+            work: Work::new(0, partial.span() + self.c.span()),
         })
     }
 }

@@ -1,0 +1,47 @@
+# The front door. Each target is a line that can be typed by hand; `make help` lists them.
+.POSIX:
+.PHONY: help demo test test-drivers test-chromium doc lint ci driver cargo
+
+help:
+	@echo 'make demo           train a teacher, distil a student, print the table'
+	@echo 'make test           all tests on this machine'"'"'s adapter'
+	@echo 'make test-drivers   all tests on every software driver there is (Linux)'
+	@echo 'make test-chromium  all kernels through the compiler of a browser (Linux)'
+	@echo 'make doc            the library'"'"'s pages, in target/doc'
+	@echo 'make lint           formatting and clippy'
+	@echo 'make ci             what the CI runs; as root on a clean Debian'
+
+demo: driver
+	cargo build --release
+	./target/release/limbeck demo
+
+test: driver
+	cargo test
+
+test-drivers: cargo
+	@sh scripts/test-drivers.sh
+
+test-chromium: cargo
+	@sh scripts/apt.sh chromium chromium
+	cargo test --test chromium -- --nocapture
+
+doc: cargo
+	RUSTDOCFLAGS='-D warnings' cargo doc --no-deps
+
+lint: cargo
+	cargo fmt --check
+	cargo clippy --all-targets -- -D warnings
+	# "All" leaves out what `cargo test` leaves out.
+	cargo clippy --test chromium -- -D warnings
+
+ci:
+	bash .ci/run
+
+# Kernels need a Vulkan driver on Linux; a software one is installed only where there is none.
+driver: cargo
+	@sh scripts/vulkan.sh
+
+cargo:
+	@command -v cargo >/dev/null || { \
+	    echo "Rust is missing: curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh" >&2; \
+	    echo "(or https://rustup.rs), then open a new shell" >&2; exit 1; }

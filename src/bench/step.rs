@@ -1,0 +1,212 @@
+//! A whole distillation step, end to end and dispatch by dispatch.
+
+use std::time::Instant;
+
+use crate::bench::{Record, Times, peak::Peak};
+use crate::data::{Dataset, Elements};
+use crate::distill::Feed;
+use crate::distill::step::{Loss, Optimizer, Step, Teacher};
+use crate::error::{Error, Result};
+use crate::gpu::Gpu;
+use crate::gpu::plan::SLOTS;
+use crate::gpu::readback::Flights;
+use crate::kernels::adam::Adam;
+use crate::kernels::matmul::Activation;
+use crate::mlp::Mlp;
+use crate::mlp::weights::{Initializer, Weights};
+
+/// A teacher and a student.
+#[derive(Clone, Copy, Debug)]
+pub struct Pair {
+    /// `hinton` or `small`.
+    pub name: &'static str,
+    /// Teacher layers.
+    pub teacher: &'static [usize],
+    /// Student layers.
+    pub student: &'static [usize],
+    /// Rows per step.
+    pub batch: usize,
+    /// Students side by side.
+    pub replicas: usize,
+}
+
+/// The measured pairs.
+pub const PAIRS: &[Pair] = &[
+    // The paper's networks: matrix products decide.
+    Pair {
+        name: "hinton",
+        teacher: &[784, 1200, 1200, 10],
+        student: &[784, 800, 800, 10],
+        batch: 128,
+        replicas: 1,
+    },
+    // Digits of 8x8: dispatches decide.
+    Pair { name: "small", teacher: &[64, 128, 128, 10], student: &[64, 32, 10], batch: 64, replicas: 1 },
+    // Sixteen such students in one run.
+    Pair { name: "small-x16", teacher: &[64, 128, 128, 10], student: &[64, 32, 10], batch: 64, replicas: 16 },
+];
+
+/// Rows of the data set that the steps walk.
+const ROWS: usize = 4096;
+const LOSS: Loss = Loss { temperature: 4.0, hard_weight: 0.1, soft_weight: 0.9, smoothing: 0.0 };
+const ADAM: Adam = Adam { beta_1: 0.9, beta_2: 0.999, epsilon: 1e-8, weight_decay: 0.0, decoupled: false };
+
+/// Floating-point operations of the matrix products in a layer chain: forward, weight gradient
+/// and, but for the first layer, input gradient.
+fn flops(pair: &Pair) -> f64 {
+    let products = |sizes: &[usize]| sizes.windows(2).map(|s| (s[0] * s[1]) as f64).collect::<Vec<_>>();
+    let (teacher, student) = (products(pair.teacher), products(pair.student));
+    let forward: f64 = teacher.iter().sum();
+    let trained: f64 = student.iter().enumerate().map(|(i, p)| if i == 0 { 2.0 * p } else { 3.0 * p }).sum();
+    2.0 * pair.batch as f64 * (forward + pair.replicas as f64 * trained)
+}
+
+/// A pair's step, recorded.
+pub struct Bench<'a> {
+    gpu: &'a Gpu,
+    pair: Pair,
+    step: Step,
+    done: u64,
+    // The step reads these; they live as long as it does.
+    _feed: Feed<'static>,
+}
+
+impl<'a> Bench<'a> {
+    /// Puts networks and random rows on the device.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where they do not fit.
+    pub fn new(gpu: &'a Gpu, pair: Pair) -> Result<Self> {
+        let features = pair.teacher[0];
+        let pixels =
+            crate::bench::values(5, ROWS * features).iter().map(|v| (128.0 + 127.0 * v) as u8).collect();
+        let labels = (0..ROWS).map(|i| (i % 10) as u32).collect();
+        let data = Dataset::new("bench", Elements::U8(pixels), vec![features], Some(labels), Some(10))?;
+        let feed = Feed::resident(gpu, &data, None, 1, ROWS)?;
+        feed.order.write(gpu, &crate::rng::permutation(0, 0, ROWS as u32))?;
+        let network = |sizes: &[usize], seed| Weights::init(sizes, Activation::Relu, Initializer::He, seed);
+        let teacher = Teacher::Live(Mlp::upload(gpu, "teacher", &[network(pair.teacher, 99)?])?);
+        let students =
+            (0..pair.replicas as u64).map(|seed| network(pair.student, seed)).collect::<Result<Vec<_>>>()?;
+        let step = Step::record(gpu, &feed, &teacher, &students, Optimizer::Adam(ADAM), pair.batch)?;
+        Ok(Self { gpu, pair, step, done: 0, _feed: feed })
+    }
+
+    fn scalars(&self, steps: u32) -> Vec<crate::kernels::step::Step> {
+        let per_epoch = ROWS / self.pair.batch;
+        (0..u64::from(steps))
+            .flat_map(|s| {
+                let t = self.done + s;
+                let start = (t % per_epoch as u64) as usize * self.pair.batch;
+                let one = self.step.scalars(t + 1, start, self.pair.batch, 1e-4, &LOSS);
+                vec![one; self.pair.replicas]
+            })
+            .collect()
+    }
+
+    /// Runs about `seconds` of training as a run does, with metrics coming back, and gives the
+    /// seconds per step.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where the device is lost.
+    pub fn train(&mut self, seconds: f64, per_submission: u32) -> Result<f64> {
+        let mut flights = Flights::<()>::default();
+        self.gpu.wait_blocking()?;
+        let (began, first) = (Instant::now(), self.done);
+        while began.elapsed().as_secs_f64() < seconds {
+            let scalars = self.scalars(per_submission);
+            self.step.submit(self.gpu, &mut flights, &scalars, ())?;
+            self.done += u64::from(per_submission);
+            flights.arrived(self.gpu, false)?;
+        }
+        flights.arrived(self.gpu, true)?;
+        Ok(began.elapsed().as_secs_f64() / (self.done - first) as f64)
+    }
+
+    /// Where the time of one step goes; `None` without timestamps.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where the device is lost.
+    pub fn profile(&self, peak: &Peak) -> Result<Option<Vec<DispatchTime>>> {
+        self.step.prepare(self.gpu, &self.scalars(1))?;
+        let mut runs = Vec::new();
+        for _ in 0..9 {
+            match self.step.program().profile_blocking(self.gpu)? {
+                Some(run) => runs.push(run),
+                None => return Ok(None),
+            }
+        }
+        let rows = self.step.program().dispatches().enumerate().map(|(i, (label, kernel, work))| {
+            let times = Times::of(runs.iter().map(|r| r[i] * 1e-3).collect());
+            let floor = (work.flops / peak.flops).max(work.bytes / peak.bytes);
+            DispatchTime { label: label.to_owned(), kernel, us: times.median, floor_us: 1e6 * floor }
+        });
+        Ok(Some(rows.collect()))
+    }
+}
+
+/// One dispatch of a step.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct DispatchTime {
+    /// `student.l1.matmul`
+    pub label: String,
+    /// The shader.
+    pub kernel: &'static str,
+    /// Median microseconds, by the device's timestamps.
+    pub us: f64,
+    /// The least that its FLOPs at the FMA peak or its bytes at the copy bandwidth would take.
+    pub floor_us: f64,
+}
+
+/// Steps per second of the named pairs (all for an empty list). `matmul_rate` is the 1024^3 rate
+/// of this run in FLOP/s.
+///
+/// # Errors
+/// [`Error::Run`] where a step goes wrong; [`Error::Device`].
+pub fn run(gpu: &Gpu, peak: &Peak, matmul_rate: f64, names: &[String]) -> Result<Vec<Record>> {
+    let mut records = Vec::new();
+    for pair in PAIRS.iter().filter(|p| names.is_empty() || names.iter().any(|n| n == p.name)) {
+        let mut bench = Bench::new(gpu, *pair)?;
+        bench.check()?;
+        // As a run paces itself: about 50 ms to a submission.
+        bench.train(0.2, 4)?;
+        let once = bench.train(0.2, 4)?;
+        let per_submission = (0.05 / once).ceil().clamp(1.0, f64::from(SLOTS)) as u32;
+        let mut seconds = Vec::new();
+        for _ in 0..5 {
+            seconds.push(bench.train(0.6, per_submission)?);
+        }
+        let times = Times::of(seconds);
+        let work = flops(pair);
+        let mut record = times.record("step", &format!("batch-{}", pair.batch), pair.name, work, 0.0);
+        record.fraction_of_peak = Some(work / times.median / peak.flops);
+        record.fraction_of_matmul = Some(work / (times.median * matmul_rate));
+        record.steps_per_second = Some(pair.replicas as f64 / times.median);
+        records.push(record);
+    }
+    Ok(records)
+}
+
+impl Bench<'_> {
+    /// Before timing: the first step's losses and gradients are finite and the loss falls.
+    fn check(&mut self) -> Result<()> {
+        let mut flights = Flights::<()>::default();
+        let scalars = self.scalars(SLOTS);
+        self.step.submit(self.gpu, &mut flights, &scalars, ())?;
+        self.done += u64::from(SLOTS);
+        let rows = flights.arrived(self.gpu, true)?;
+        let raw = &rows.first().ok_or_else(|| Error::Run("no metrics came back".to_owned()))?.1;
+        let loss = |slot| {
+            let tally = self.step.tally(raw, slot, 0, self.pair.batch as u32);
+            LOSS.hard_weight * f64::from(tally.hard_loss) + LOSS.soft_weight * f64::from(tally.soft_loss)
+        };
+        let (first, last) = (loss(0), loss(SLOTS as usize - 1));
+        match last < first {
+            true => Ok(()),
+            false => Err(Error::Run(format!(
+                "{}: the loss went from {first} to {last} in {SLOTS} steps",
+                self.pair.name
+            ))),
+        }
+    }
+}

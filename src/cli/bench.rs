@@ -1,0 +1,171 @@
+//! `limbeck bench`
+
+use clap::Subcommand;
+
+use crate::bench::{Record, head, matmul, peak, step};
+use crate::cli::common::DeviceArgs;
+use crate::error::{Error, Result};
+use crate::gpu::Gpu;
+use crate::report::table;
+
+/// Measures kernels and the whole step against what the device can do at best.
+///
+/// Every result is checked against the f64 reference before it is timed. Run it when nothing else
+/// is running; the fractions and ratios are taken within one run.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    what: What,
+    /// Only these variants, such as subgroup8-32x64 or tile-64x64/4 (K split in 4).
+    #[arg(long, value_delimiter = ',', global = true)]
+    variant: Vec<String>,
+    /// Only these shapes or groups of shapes, such as square, hinton/student-l0, small.
+    #[arg(long, value_delimiter = ',', global = true)]
+    shapes: Vec<String>,
+    /// Print one JSON object.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(flatten)]
+    device: DeviceArgs,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// FMA throughput and copy bandwidth.
+    Peak,
+    /// Every matmul variant over named shapes.
+    Matmul,
+    /// The loss head over batch x classes.
+    Head,
+    /// A whole distillation step.
+    Step {
+        /// Also print where the time of one step goes, dispatch by dispatch.
+        #[arg(long)]
+        compare: bool,
+    },
+    /// All of them.
+    All,
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    let gpu = args.device.open(args.json)?;
+    check_names(args)?;
+    let (best, mut records) = peak::measure(&gpu)?;
+    let all = matches!(args.what, What::All);
+    if all || matches!(args.what, What::Matmul) {
+        records.extend(matmul::run(&gpu, &best, &matmul::shapes(&args.shapes), &args.variant)?);
+    }
+    if all || matches!(args.what, What::Head) {
+        records.extend(head::run(&gpu, &best, &args.shapes, !args.variant.is_empty())?);
+    }
+    let mut profiles = Vec::new();
+    if all || matches!(args.what, What::Step { .. }) {
+        let rate = square_rate(&gpu)?;
+        records.extend(step::run(&gpu, &best, rate, &args.shapes)?);
+        if matches!(args.what, What::Step { compare: true }) {
+            for pair in step::PAIRS
+                .iter()
+                .filter(|p| args.shapes.is_empty() || args.shapes.iter().any(|s| s == p.name))
+            {
+                profiles.push((pair.name, step::Bench::new(&gpu, *pair)?.profile(&best)?));
+            }
+        }
+    }
+    if args.json {
+        let profiles: serde_json::Map<_, _> =
+            profiles.iter().map(|(name, rows)| ((*name).to_owned(), serde_json::json!(rows))).collect();
+        println!(
+            "{}",
+            serde_json::json!({
+                "schema_version": 1,
+                "adapter": gpu.report,
+                "records": records,
+                "dispatches": profiles,
+            })
+        );
+        return Ok(());
+    }
+    print!("{}", table::render(&lines(&records)));
+    for (name, rows) in profiles {
+        println!();
+        match rows {
+            None => println!("{name}: the device has no timestamps, so dispatches cannot be told apart"),
+            Some(rows) => print!("{}", table::render(&profile_lines(name, &rows))),
+        }
+    }
+    Ok(())
+}
+
+fn check_names(args: &Args) -> Result<()> {
+    let known = |name: &String| {
+        let group = |s: &str| s.split('/').next() == Some(name.as_str()) || s == name;
+        matmul::SHAPES.iter().any(|s| group(s.name))
+            || head::SHAPES.iter().any(|s| group(s.0))
+            || step::PAIRS.iter().any(|p| p.name == name)
+    };
+    match args.shapes.iter().find(|n| !known(n)) {
+        None => Ok(()),
+        Some(name) => {
+            let names: Vec<_> = matmul::SHAPES
+                .iter()
+                .map(|s| s.name)
+                .chain(head::SHAPES.iter().map(|s| s.0))
+                .chain(step::PAIRS.iter().map(|p| p.name))
+                .collect();
+            Err(Error::usage("--shapes", names.join(", "), format!("`{name}`")))
+        }
+    }
+}
+
+/// The rate of the 1024^3 product as a run would compute it, in FLOP/s.
+fn square_rate(gpu: &Gpu) -> Result<f64> {
+    let square = matmul::shapes(&["square/1024".to_owned()])[0].question;
+    let times = matmul::Operands::new(gpu, square)?.time(gpu, square.answer(gpu))?;
+    Ok(2.0 * 1024f64.powi(3) / times.median)
+}
+
+fn lines(records: &[Record]) -> Vec<Vec<String>> {
+    let heading = [
+        "shape",
+        "variant",
+        "median ms",
+        "min ms",
+        "GFLOP/s",
+        "GB/s",
+        "of peak",
+        "of copy",
+        "x plain",
+        "steps/s",
+    ];
+    let mut rows = vec![heading.map(str::to_owned).to_vec()];
+    let number = |v: Option<f64>, digits: usize| v.map_or(String::new(), |v| format!("{v:.digits$}"));
+    for r in records {
+        rows.push(vec![
+            r.shape.clone(),
+            r.variant.clone(),
+            format!("{:.3}", r.median_ms),
+            format!("{:.3}", r.min_ms),
+            number(r.gflops, 1),
+            number(r.gbps, 2),
+            number(r.fraction_of_peak, 3),
+            number(r.fraction_of_copy, 3),
+            number(r.ratio_to_plain, 1),
+            number(r.steps_per_second, 1),
+        ]);
+    }
+    rows
+}
+
+fn profile_lines(name: &str, rows: &[step::DispatchTime]) -> Vec<Vec<String>> {
+    let total: f64 = rows.iter().map(|r| r.us).sum();
+    let floor: f64 = rows.iter().map(|r| r.floor_us).sum();
+    let line = |label: &str, kernel: &str, us: f64, floor: f64| {
+        let share = format!("{:.1} %", 100.0 * us / total);
+        vec![label.to_owned(), kernel.to_owned(), format!("{us:.1}"), share, format!("{floor:.1}")]
+    };
+    let heading = [&format!("{name}: dispatch"), "kernel", "us", "share", "floor us"];
+    let mut lines = vec![heading.map(str::to_owned).to_vec()];
+    lines.extend(rows.iter().map(|r| line(&r.label, r.kernel, r.us, r.floor_us)));
+    lines.push(line("all", "", total, floor));
+    lines
+}

@@ -1,0 +1,107 @@
+//! What the device can do at best, by kernels of our own: the yardsticks of `limbeck bench`.
+
+use crate::error::Result;
+use crate::gpu::pipeline::{Constant, Constants};
+use crate::gpu::plan::Work;
+use crate::gpu::{Call, Kernel, Plan, Tensor};
+
+params! {
+    /// `struct Params` of `shaders/peak_fma.wgsl`.
+    struct FmaParams { rounds: u32, factor: f32, addend: f32 }
+}
+params! {
+    /// `struct Params` of `shaders/peak_copy.wgsl`.
+    struct CopyParams { groups: u32 }
+}
+
+/// Invocations in a workgroup of the FMA kernel: a narrow one suits software drivers.
+pub const WORKGROUPS: [u32; 3] = [8, 16, 64];
+const STREAMS: u32 = 8;
+const UNROLL: u32 = 16;
+
+/// `shaders/peak_fma.wgsl`.
+pub static FMA: Kernel = Kernel {
+    name: "peak_fma",
+    source: shader!("peak_fma"),
+    params: FmaParams::FIELDS,
+    variants: || WORKGROUPS.map(constants).to_vec(),
+};
+/// `shaders/peak_copy.wgsl`.
+pub static COPY: Kernel = Kernel {
+    name: "peak_copy",
+    source: shader!("peak_copy"),
+    params: CopyParams::FIELDS,
+    variants: || vec![vec![]],
+};
+/// This module's part of the list of kernels.
+pub const KERNELS: &[&Kernel] = &[&FMA, &COPY];
+
+fn constants(workgroup: u32) -> Constants {
+    vec![("WORKGROUP", Constant::U32(workgroup))]
+}
+
+/// Records chains of 16 `rounds` fused multiply-adds in one invocation per element of `result`
+/// `[1, 1, n]` and returns the number of floating-point operations.
+///
+/// # Errors
+/// As [`Plan::dispatch`].
+pub fn record_fma(plan: &mut Plan<'_>, workgroup: u32, rounds: u32, result: &Tensor) -> Result<f64> {
+    let n = result.shape[2] as u32;
+    let flops = f64::from(n) * 2.0 * 4.0 * f64::from(STREAMS * UNROLL) * f64::from(rounds);
+    plan.dispatch(Call {
+        kernel: &FMA,
+        constants: constants(workgroup),
+        label: "peak.fma",
+        params: FmaParams { rounds, factor: 0.5, addend: 1.0 },
+        tensors: &[("result", result)],
+        grid: [n.div_ceil(workgroup), 1, 1],
+        work: Work { flops, bytes: 0.0 },
+    })?;
+    Ok(flops)
+}
+
+/// Records a copy of `source` into `copy`, tensors of the same shape, and returns the bytes moved,
+/// read and written.
+///
+/// # Errors
+/// As [`Plan::dispatch`].
+pub fn record_copy(plan: &mut Plan<'_>, source: &Tensor, copy: &Tensor) -> Result<f64> {
+    let groups = copy.span() / 4;
+    assert_eq!(source.span(), copy.span());
+    plan.dispatch(Call {
+        kernel: &COPY,
+        constants: vec![],
+        label: "peak.copy",
+        params: CopyParams { groups: groups as u32 },
+        tensors: &[("source", source), ("copy", copy)],
+        grid: [groups.div_ceil(64 * 16) as u32, 1, 1],
+        work: Work::new(0, 8 * groups),
+    })?;
+    Ok(32.0 * groups as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu::{AdapterChoice, Gpu};
+
+    #[test]
+    fn chains_end_at_the_fixed_point_and_copies_are_equal() {
+        let gpu = Gpu::open(&AdapterChoice::default()).expect("an adapter");
+        let result = Tensor::zeros(&gpu, "result", [1, 1, 100]).expect("memory");
+        let source: Vec<f32> = (0..5000).map(|i| i as f32).collect();
+        let from = Tensor::upload(&gpu, "source", [1, 1, 5000], &source).expect("memory");
+        let to = Tensor::zeros(&gpu, "copy", [1, 1, 5000]).expect("memory");
+        let mut plan = Plan::new(&gpu);
+        for workgroup in WORKGROUPS {
+            result.fill_bits(&gpu, 0x7fc0_0000);
+            assert!((record_fma(&mut plan, workgroup, 100, &result).expect("recorded") - 10_240_000.0).abs() < 0.5);
+        }
+        record_copy(&mut plan, &from, &to).expect("recorded");
+        plan.finish().expect("finished").submit(&gpu, 1).expect("submitted");
+        // x = x / 2 + 1 tends to 2, in 32 chains.
+        let sums = result.read_blocking::<f32>(&gpu).expect("read");
+        assert!(sums.iter().all(|s| (s - 64.0).abs() < 1e-3), "{sums:?}");
+        assert_eq!(to.read_blocking::<f32>(&gpu).expect("read"), source);
+    }
+}
