@@ -474,3 +474,44 @@ fn bad_options_are_refused_before_anything_is_written() {
     );
     assert!(!bench.path("m.onnx").exists() && !bench.path("gone").exists());
 }
+
+/// 12 GiB of rows that take no disk train in a small fraction of it: rows pass through a window, on the
+/// host as on the device.
+#[cfg(target_os = "linux")]
+#[test]
+fn twelve_gib_train_with_a_bounded_resident_set() {
+    const FEATURES: usize = 1024;
+    const ROWS: usize = 3 << 20;
+    let bench = Bench::new();
+    fs::create_dir(bench.path("big")).expect("created");
+    bench.npy("big/x_train.npy", "<f4", &format!("({ROWS}, {FEATURES})"), &[]);
+    let file = fs::OpenOptions::new().write(true).open(bench.path("big/x_train.npy")).expect("opened");
+    let header = file.metadata().expect("a file").len();
+    file.set_len(header + (ROWS * FEATURES * 4) as u64).expect("a sparse file");
+    let labels: Vec<u8> = (0..ROWS).map(|i| (i % 3) as u8).collect();
+    bench.npy("big/y_train.npy", "|u1", &format!("({ROWS},)"), &labels);
+    drop(labels);
+
+    let (data, out) = (bench.text("big"), bench.text("out"));
+    let args = ["train", "--data", &data, "--layers", "1024,16,3", "--steps", "60", "--batch-size", "64"];
+    let mut child = std::process::Command::new(assert_cmd::cargo::cargo_bin!("limbeck"))
+        .args(args)
+        .args(["--device-memory", "64MiB", "--json", "--out", &out])
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .expect("it runs");
+    // The high-water mark only grows: the last look before the end is the one that counts.
+    let mut peak = 0;
+    while child.try_wait().expect("a child").is_none() {
+        let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
+        let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
+        peak = line.and_then(|l| l.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(peak);
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let done = child.wait_with_output().expect("its output");
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    println!("peak resident set {} MiB", peak >> 10);
+    // Order, slots and labels take 12 MiB each, on the host and on a software device; the driver takes some.
+    assert!(peak > 50 << 10 && peak < 600 << 10, "{} MiB", peak >> 10);
+}
