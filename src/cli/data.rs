@@ -82,7 +82,8 @@ pub struct TrainRowsArgs {
     /// Keep this many training labels of each class.
     #[arg(long, value_name = "N")]
     labels_per_class: Option<usize>,
-    /// Device memory that the rows may take, such as 512MiB; more are streamed [default: what there is].
+    /// Device memory that the rows may take, and logits from disk as much again, such as 512MiB; more are
+    /// streamed [default: what there is].
     #[arg(long, value_name = "BYTES", value_parser = bytes)]
     pub device_memory: Option<u64>,
 }

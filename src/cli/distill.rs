@@ -121,7 +121,7 @@ pub fn run(args: &Args) -> Result<()> {
     let outcome = Job {
         gpu: &gpu,
         split: &split,
-        teacher: teachers.source(&gpu, &split.train)?,
+        teacher: teachers.source(&gpu, &split.train, args.rows.device_memory)?,
         teachers: Some(&teachers),
         held_out,
         device_memory: args.rows.device_memory,

@@ -10,7 +10,7 @@ use crate::data::{Dataset, Normalisation};
 use crate::distill::logits::{Logits, Wanted};
 use crate::distill::teacher::{Member, Teacher};
 use crate::error::{Error, Result};
-use crate::gpu::{Gpu, Tensor};
+use crate::gpu::Gpu;
 use crate::kernels::ensemble::Rule;
 use crate::kernels::matmul::Activation;
 use crate::mlp::Mlp;
@@ -174,12 +174,9 @@ impl TeacherArgs {
 
 impl Teachers {
     /// The teacher of a run over `train`.
-    pub fn source(&self, gpu: &Gpu, train: &Dataset) -> Result<Teacher> {
+    pub fn source(&self, gpu: &Gpu, train: &Dataset, memory: Option<u64>) -> Result<Teacher> {
         let live = |n: &Network| Ok(Member::Live(n.mlp.clone(), Some(n.normalisation.clone())));
-        let cached = |logits: &Logits| {
-            let shape = [1, train.rows(), logits.classes];
-            Ok(Member::Cached(Tensor::upload(gpu, "teacher.logits", shape, &logits.of(train))?))
-        };
+        let cached = |logits: &Logits| Member::cached(gpu, logits.classes, logits.of(train), memory);
         let members = self.networks.iter().map(live).chain(self.cached.iter().map(cached));
         Ok(Teacher::Ensemble(members.collect::<Result<_>>()?, self.rule))
     }

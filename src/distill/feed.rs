@@ -9,7 +9,8 @@
 //! Both ways the same kernel multiplies the same stored bits by the same factors, so a streamed run
 //! gives the bits of a resident one. Labels and cached logits are found by true row number either way.
 
-use std::ops::Range;
+use std::ops::{Deref, Range};
+use std::sync::Arc;
 
 use crate::data::{Dataset, Elements, Normalisation, UNLABELLED};
 use crate::error::{Error, Result};
@@ -33,10 +34,27 @@ pub struct Feed<'d> {
 /// A window of `capacity` rows per order: while the device takes rows from one half, the host fills
 /// the other.
 struct Stream<'d> {
-    data: &'d Dataset,
+    data: Held<'d>,
     /// The slot of each position of the epoch, in the place of `order`.
     slots: Tensor,
     capacity: usize,
+}
+
+/// Rows that outlive the feed, or that it keeps alive.
+enum Held<'d> {
+    Borrowed(&'d Dataset),
+    Shared(Arc<Dataset>),
+}
+
+impl Deref for Held<'_> {
+    type Target = Dataset;
+
+    fn deref(&self) -> &Dataset {
+        match self {
+            Self::Borrowed(data) => data,
+            Self::Shared(data) => data,
+        }
+    }
 }
 
 /// Gain and shift per feature, `[1, 1, d]`.
@@ -83,20 +101,50 @@ impl<'d> Feed<'d> {
         batch: usize,
         memory: Option<u64>,
     ) -> Result<Self> {
-        let whole = row_bytes(data) * data.rows() as u64;
+        let held = Held::Borrowed(data);
+        Self::choose(gpu, held, labels, [orders, order_len], batch, memory)
+    }
+
+    fn choose(
+        gpu: &Gpu,
+        data: Held<'d>,
+        labels: Option<&[Vec<u32>]>,
+        [orders, order_len]: [usize; 2],
+        batch: usize,
+        memory: Option<u64>,
+    ) -> Result<Self> {
+        let whole = row_bytes(&data) * data.rows() as u64;
         let stays = match memory {
             Some(budget) => whole <= budget,
             None => !matches!(data.x, Elements::File(_)),
         };
         if stays {
-            match Self::resident(gpu, data, labels, orders, order_len) {
+            match Self::resident(gpu, &data, labels, orders, order_len) {
                 // Too much for the device: stream it, which needs little.
                 Err(Error::Device { .. }) if memory.is_none() && gpu.check().is_ok() => {}
                 other => return other,
             }
         }
         let most = 2 * SLOTS as usize;
-        Self::streamed(gpu, data, labels, [orders, order_len], batch, memory, most)
+        Self::window(gpu, data, labels, [orders, order_len], batch, memory, most)
+    }
+
+    /// More columns of the same rows, such as a teacher's logits: taken in the same order, staged beside
+    /// them. Kept alive by the feed.
+    ///
+    /// # Errors
+    /// As [`Feed::new`].
+    pub fn beside(
+        &self,
+        gpu: &Gpu,
+        data: Arc<Dataset>,
+        batch: usize,
+        memory: Option<u64>,
+    ) -> Result<Feed<'static>> {
+        let [orders, _, order_len] = self.order.shape;
+        let mut feed = Feed::choose(gpu, Held::Shared(data), None, [orders, order_len], batch, memory)?;
+        feed.order = self.order.clone();
+        Ok(feed)
     }
 
     /// Uploads `data` whole.
@@ -114,17 +162,27 @@ impl<'d> Feed<'d> {
         Self::around(gpu, data, labels, [orders, order_len], sources, None)
     }
 
-    /// A window of `most` batches per order (an even number), or of as many as `memory` holds, at least two.
+    /// One order and a window of `most` batches, an even number.
     pub(crate) fn streamed(
         gpu: &Gpu,
         data: &'d Dataset,
+        order_len: usize,
+        batch: usize,
+        most: usize,
+    ) -> Result<Self> {
+        Self::window(gpu, Held::Borrowed(data), None, [1, order_len], batch, None, most)
+    }
+
+    fn window(
+        gpu: &Gpu,
+        data: Held<'d>,
         labels: Option<&[Vec<u32>]>,
         [orders, order_len]: [usize; 2],
         batch: usize,
         memory: Option<u64>,
         most: usize,
     ) -> Result<Self> {
-        let row = row_bytes(data) * orders as u64;
+        let row = row_bytes(&data) * orders as u64;
         let least = 2 * batch as u64 * row;
         let budget = memory.unwrap_or(256 << 20).min(gpu.max_binding());
         if memory.is_some() && least > budget {
@@ -137,14 +195,15 @@ impl<'d> Feed<'d> {
         let most = most.min(order_len.div_ceil(batch).next_multiple_of(2)).max(2) as u64;
         let batches = (budget / (batch as u64 * row)).clamp(2, most) as usize;
         let capacity = batches / 2 * 2 * batch;
-        let rows = Tensor::zeros(gpu, "data.window", [1, orders * capacity, words(data)])?;
+        let rows = Tensor::zeros(gpu, "data.window", [1, orders * capacity, words(&data)])?;
         let slots: Vec<u32> = (0..orders)
             .flat_map(|r| (0..order_len).map(move |p| (r * capacity + p % capacity) as u32))
             .collect();
         let slots = Tensor::upload(gpu, "data.slots", [orders, 1, order_len], &slots)?;
         let sources = vec![Source { rows, bytes: data.x.is_u8(), start: 0 }];
-        let stream = Some(Stream { data, slots, capacity });
-        Self::around(gpu, data, labels, [orders, order_len], sources, stream)
+        let mut feed = Self::around(gpu, &data, labels, [orders, order_len], sources, None)?;
+        feed.stream = Some(Stream { data, slots, capacity });
+        Ok(feed)
     }
 
     fn around(
@@ -238,7 +297,7 @@ impl<'d> Feed<'d> {
                 let slot = at % stream.capacity;
                 let count = (stream.capacity - slot).min(positions.end - at);
                 let first = r * stream.capacity + slot;
-                write_rows(gpu, &window.rows(first..first + count), stream.data, &order[at..at + count])?;
+                write_rows(gpu, &window.rows(first..first + count), &stream.data, &order[at..at + count])?;
                 at += count;
             }
         }

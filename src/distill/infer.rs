@@ -42,7 +42,7 @@ impl<'d> Inference<'d> {
         check_inputs(&network.sizes, data)?;
         let rows = data.rows();
         let batch = batch.min(rows);
-        let feed = Feed::streamed(gpu, data, None, [1, rows], batch, None, 2)?;
+        let feed = Feed::streamed(gpu, data, rows, batch, 2)?;
         let ring = step::ring(gpu, 1)?;
         let mut plan = Plan::new(gpu);
         let x = feed.record(&mut plan, &ring, batch, normalisation)?;

@@ -1,6 +1,8 @@
 //! One training step as a program: gather, teacher forward, student forward, loss head, backward,
 //! optimiser; recorded once, run many times.
 
+use std::ops::Range;
+
 use crate::distill::feed::Feed;
 pub use crate::distill::teacher::Teacher;
 use crate::error::{Error, Result};
@@ -126,6 +128,8 @@ pub struct Step {
     /// The optimiser's running moments.
     pub moments: Vec<Tensor>,
     optimizer: Optimizer,
+    /// What is staged with the rows: logits that do not stay on the device.
+    beside: Vec<Feed<'static>>,
 }
 
 impl Step {
@@ -147,7 +151,8 @@ impl Step {
         let ring = step::ring(gpu, students.len())?;
         let mut plan = Plan::new(gpu);
         let x = feed.record(&mut plan, &ring, batch, None)?;
-        let teacher = teacher.record(&mut plan, feed, &ring, &x, students.len())?;
+        let mut beside = Vec::new();
+        let teacher = teacher.record(&mut plan, feed, &ring, &x, students.len(), &mut beside)?;
         let forward = student.record_forward(&mut plan, &x)?;
         let z = forward.logits();
         let d_z = Tensor::zeros(gpu, "d_logits", z.shape)?;
@@ -181,7 +186,23 @@ impl Step {
             gradient,
             moments,
             optimizer,
+            beside,
         })
+    }
+
+    /// Puts rows that do not stay on the device there before the next submission: the feed's, and what
+    /// belongs to them. As [`Feed::stage`].
+    ///
+    /// # Errors
+    /// As [`Feed::stage`].
+    pub fn stage(&self, gpu: &Gpu, feed: &Feed<'_>, order: &[u32], positions: Range<usize>) -> Result<()> {
+        feed.stage(gpu, order, positions.clone())?;
+        self.beside.iter().try_for_each(|f| f.stage(gpu, order, positions.clone()))
+    }
+
+    /// The most rows of an epoch that one submission may walk. As [`Feed::rows_at_once`].
+    pub fn rows_at_once(&self, feed: &Feed<'_>) -> usize {
+        self.beside.iter().map(Feed::rows_at_once).fold(feed.rows_at_once(), usize::min)
     }
 
     /// The step's dispatches, for profiles and traces.

@@ -1,9 +1,11 @@
 //! Whom the student learns from: networks that run in every step, logits made before, or several of both.
 
-use crate::data::Normalisation;
+use std::sync::Arc;
+
+use crate::data::{Dataset, Elements, Normalisation};
 use crate::distill::feed::Feed;
 use crate::error::{Error, Result};
-use crate::gpu::{Plan, Tensor};
+use crate::gpu::{Gpu, Plan, Tensor};
 use crate::kernels::ensemble::{self, Rule};
 use crate::kernels::head;
 use crate::mlp::Mlp;
@@ -26,10 +28,31 @@ pub enum Member {
     Live(Mlp, Option<Normalisation>),
     /// Logits as in [`Teacher::Cached`].
     Cached(Tensor),
+    /// Logits of every row, kept on the host and brought to the device with the rows they belong to;
+    /// resident where they take no more than so many bytes of it.
+    Rows(Arc<Dataset>, Option<u64>),
+}
+
+impl Member {
+    /// Logits `[rows, classes]` by row number: on the device if a shader can see them there at once and
+    /// they take at most `memory` bytes.
+    ///
+    /// # Errors
+    /// [`Error::Data`] where there is no row; [`Error::Device`].
+    pub fn cached(gpu: &Gpu, classes: usize, logits: Vec<f32>, memory: Option<u64>) -> Result<Self> {
+        let rows = logits.len() / classes.max(1);
+        let bytes = rows as u64 * classes.next_multiple_of(4) as u64 * 4;
+        if bytes <= memory.unwrap_or(u64::MAX).min(gpu.max_binding()) {
+            return Ok(Self::Cached(Tensor::upload(gpu, "teacher.logits", [1, rows, classes], &logits)?));
+        }
+        let set = Dataset::new("teacher logits", Elements::F32(logits), vec![classes], None, None)?;
+        Ok(Self::Rows(Arc::new(set), memory))
+    }
 }
 
 impl Teacher {
-    /// Records what the teacher does in a step: its forward passes, and the mean of several.
+    /// Records what the teacher does in a step: its forward passes, and the mean of several. What has to
+    /// be staged with the rows is added to `beside`.
     ///
     /// # Errors
     /// [`Error::Usage`] where normalisation or classes do not fit; as [`Plan::dispatch`].
@@ -40,6 +63,7 @@ impl Teacher {
         ring: &Tensor,
         x: &Tensor,
         replicas: usize,
+        beside: &mut Vec<Feed<'static>>,
     ) -> Result<head::Teacher> {
         let (members, rule) = match self {
             Self::None => return Ok(head::Teacher::None),
@@ -54,6 +78,12 @@ impl Teacher {
             .iter()
             .map(|member| match member {
                 Member::Cached(logits) => Ok(head::Teacher::Cached(logits.clone())),
+                Member::Rows(logits, memory) => {
+                    let own = feed.beside(plan.gpu, logits.clone(), batch, *memory)?;
+                    let v = own.record(plan, ring, batch, None)?;
+                    beside.push(own);
+                    Ok(head::Teacher::Live(v))
+                }
                 Member::Live(mlp, own) => {
                     let x = match feed.suits(own.as_ref()) {
                         true => x.clone(),

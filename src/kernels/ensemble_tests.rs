@@ -41,7 +41,7 @@ fn run(gpu: &Gpu, case: &Case) -> f64 {
     let sources: Vec<_> = (0..members)
         .map(|m| {
             // Cached logits are shared; live ones are shared by even members and own to odd ones.
-            let own = if cached || m % 2 == 0 { 1 } else { replicas };
+            let own = if cached || m.is_multiple_of(2) { 1 } else { replicas };
             let height = if cached { n } else { batch };
             let data: Vec<f32> = (0..own)
                 .flat_map(|r| (0..height).flat_map(move |i| (0..k).map(move |j| logit(m, r, i, j))))
@@ -67,7 +67,7 @@ fn run(gpu: &Gpu, case: &Case) -> f64 {
                 continue;
             }
             let item = if cached { orders[r * n + 2 + i] as usize } else { i };
-            let of = |m: usize, j: usize| logit(m, if cached || m % 2 == 0 { 0 } else { r }, item, j);
+            let of = |m: usize, j: usize| logit(m, if cached || m.is_multiple_of(2) { 0 } else { r }, item, j);
             let t = temperatures[r];
             let p: Vec<Vec<f64>> = (0..members)
                 .map(|m| {

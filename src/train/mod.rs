@@ -191,15 +191,16 @@ impl<'a> Run<'a> {
         let per_epoch = self.steps_per_epoch();
         let to = to.min(self.steps);
         while self.done < to {
-            if self.done % per_epoch == 0 {
+            if self.done.is_multiple_of(per_epoch) {
                 self.write_order(self.done / per_epoch)?;
             }
             let to_epoch_end = per_epoch - self.done % per_epoch;
-            let window = (self.feed.rows_at_once() / self.recipe.batch) as u64;
+            let window = (self.step.rows_at_once(&self.feed) / self.recipe.batch) as u64;
             let count = self.pace.steps.min(to_epoch_end).min(to - self.done).min(window);
             let position = |step| batch_at(step, self.rows, self.recipe.batch);
             let last = position(self.done + count - 1);
-            self.feed.stage(self.gpu, &self.order, position(self.done).start..last.start + last.rows)?;
+            let positions = position(self.done).start..last.start + last.rows;
+            self.step.stage(self.gpu, &self.feed, &self.order, positions)?;
             let mut scalars = Vec::with_capacity(count as usize * self.replicas.len());
             for s in self.done..self.done + count {
                 let b = batch_at(s, self.rows, self.recipe.batch);
@@ -304,7 +305,7 @@ impl Run<'_> {
                 let tally = self.step.tally(raw, slot as usize, replica, rows);
                 check_finite(step + 1, replica, &tally)?;
                 self.log.sums[replica].add(&tally);
-                if (step + 1) % self.recipe.log_every == 0 || step + 1 == self.steps {
+                if (step + 1).is_multiple_of(self.recipe.log_every) || step + 1 == self.steps {
                     each(&self.row(step + 1, replica))?;
                     self.log.sums[replica] = Sums::default();
                 }
