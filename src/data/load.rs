@@ -15,7 +15,7 @@ pub struct LoadOptions {
     /// The number of classes; `None`: one more than the largest training label, which must then lie below
     /// [`MAX_CLASSES`](super::MAX_CLASSES).
     pub classes: Option<usize>,
-    /// Replaces [`Dataset::scale`]: 1/255 for bytes, 1 for everything else.
+    /// Replaces the scale of [`Dataset::normalisation`]: 1/255 for bytes, 1 for everything else.
     pub scale: Option<f32>,
     /// True: rows without labels are an error. False: labels are read where there are some.
     pub require_labels: bool,

@@ -134,3 +134,50 @@ fn twelve_gib_train_with_a_bounded_resident_set() {
     // Order, slots and labels take 12 MiB each, on the host and on a software device; the driver takes some.
     assert!(peak > 50 << 10 && peak < 600 << 10, "{} MiB", peak >> 10);
 }
+
+/// Three students side by side, each with an order of its own, rows and logits through windows.
+#[test]
+fn replicas_with_orders_of_their_own_are_streamed_alike() {
+    use limbeck::data::{Dataset, Elements};
+    use limbeck::distill::step::{Loss, Optimizer};
+    use limbeck::distill::{Member, Teacher};
+    use limbeck::gpu::{AdapterChoice, Gpu};
+    use limbeck::kernels::ensemble::Rule;
+    use limbeck::kernels::matmul::Activation;
+    use limbeck::mlp::weights::{Initializer, Weights};
+    use limbeck::train::{Length, Recipe, Replica, Rows, Run};
+
+    let gpu = Gpu::open(&AdapterChoice::default()).expect("an adapter");
+    let pixels: Vec<u8> = (0..101 * 7_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let labels = (0..101).map(|i| i % 4).collect();
+    let data =
+        Dataset::new("pixels", Elements::U8(pixels), vec![7], Some(labels), Some(4)).expect("a data set");
+    let logits: Vec<f32> = (0..101 * 4).map(|i| (i * 13 % 29) as f32 / 7.0).collect();
+    let run = |memory: Option<u64>, seeds: [u64; 3]| {
+        let student =
+            |seed| Weights::init(&[7, 5, 4], Activation::Tanh, Initializer::Glorot, seed).expect("weights");
+        let loss = Loss { temperature: 2.0, hard_weight: 0.5, soft_weight: 0.5, smoothing: 0.0 };
+        let replica = |seed| Replica { seed, lr: 0.05, loss, student: student(seed) };
+        let teacher = Member::cached(&gpu, 4, logits.clone(), memory).expect("logits");
+        assert_eq!(matches!(teacher, Member::Rows(..)), memory.is_some());
+        let recipe = Recipe {
+            batch: 16,
+            length: Length::Epochs(3),
+            optimizer: Optimizer::Sgd { momentum: 0.9, nesterov: false, weight_decay: 0.0 },
+            shuffle: true,
+            log_every: 5,
+        };
+        let rows = Rows { device_memory: memory, ..Rows::default() };
+        let teacher = Teacher::Ensemble(vec![teacher], Rule::Arithmetic);
+        let replicas = seeds.map(replica).to_vec();
+        let mut run = Run::new(&gpu, &data, rows, &teacher, recipe, replicas).expect("a run");
+        let students = run.train(|_| Ok(())).expect("trained");
+        students.iter().map(Weights::sha256).collect::<Vec<_>>()
+    };
+    // 3 orders x 2 batches of 16 rows of 4 floats are 1536 bytes: the least. 101 such rows are 1616.
+    let resident = run(None, [1, 2, 3]);
+    assert_eq!(resident, run(Some(1536), [1, 2, 3]));
+    // One order for all three: a submission of several steps gathers the right rows of each.
+    assert_eq!(run(None, [4, 4, 4]), run(Some(1600), [4, 4, 4]));
+    assert_ne!(resident, run(None, [1, 2, 4]));
+}

@@ -1,8 +1,8 @@
 //! Networks on the host: initial values, and files in and out.
 //!
 //! Files are safetensors. limbeck writes `layers.{i}.weight` `[out, in]` row-major and
-//! `layers.{i}.bias` `[out]`, with architecture and normalisation in the metadata ([`write`]), and
-//! reads what PyTorch and Keras users have under any prefix ([`read`]).
+//! `layers.{i}.bias` `[out]`, with architecture and normalisation in the metadata ([`mod@write`]), and
+//! reads what PyTorch and Keras users have under any prefix ([`mod@read`]).
 
 mod foreign;
 mod names;
