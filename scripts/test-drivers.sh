@@ -56,9 +56,11 @@ on() {
 }
 
 # What the user may have set for other runs must not choose the driver here.
+# Mesa's shader cache takes no notice of the vector width and would hand one width's code to another.
 under() {
     env -u WGPU_ADAPTER_NAME -u VK_ICD_FILENAMES -u VK_ADD_DRIVER_FILES \
         WGPU_BACKEND=vulkan VK_DRIVER_FILES="$manifest" LP_NATIVE_VECTOR_WIDTH="$width" \
+        MESA_SHADER_CACHE_DIR="$PWD/$logs/cache-$width" \
         LIMBECK_TEST_ADAPTER="$adapter" LIMBECK_TEST_LANES="$lanes" \
         cargo test "$@" </dev/null >"$log" 2>&1
 }

@@ -32,11 +32,11 @@ member!(/** `shaders/matmul_subgroup.wgsl` */ SUBGROUP, "matmul_subgroup");
 member!(/** `shaders/matmul_reduce.wgsl` */ REDUCE, "matmul_reduce");
 
 /// In how many parts K may be split.
-pub const SPLITS: [u32; 4] = [1, 2, 4, 8];
+pub const SPLITS: [u32; 2] = [1, 4];
 
 /// A member with its tile.
 pub struct Variant {
-    /// Member and tile, `subgroup8-32x64`: the name in profiles, benchmarks and doctor.
+    /// Member and tile, `subgroup8-40x64`: the name in profiles, benchmarks and doctor.
     pub name: &'static str,
     /// The shader.
     pub kernel: &'static Kernel,
@@ -123,11 +123,9 @@ pub static VARIANTS: &[Variant] = &[
     subgroup!("subgroup4-32x32", 4, 8, 2),
     subgroup!("subgroup8-16x64", 8, 2, 2),
     subgroup!("subgroup8-32x32", 8, 4, 1),
-    subgroup!("subgroup8-32x64", 8, 4, 2),
     subgroup!("subgroup8-64x32", 8, 8, 1),
     subgroup!("subgroup8-40x64", 8, 5, 2),
     subgroup!("subgroup16-16x64", 16, 1, 1),
-    subgroup!("subgroup16-32x64", 16, 2, 1),
     subgroup!("subgroup16-64x64", 16, 4, 1),
     subgroup!("subgroup32-64x128", 32, 2, 1),
 ];
@@ -172,7 +170,7 @@ pub struct Choice {
 }
 
 impl Choice {
-    /// `subgroup8-32x64/4`; the part after the slash only where K is split.
+    /// `subgroup8-40x64/4`; the part after the slash only where K is split.
     pub fn text(&self) -> String {
         match self.splits {
             1 => self.variant.name.to_owned(),
@@ -242,8 +240,7 @@ impl Question {
             (true, [8, 8]) if m * n <= 32 * 64 => "subgroup8-32x32",
             (true, [8, 8]) if m <= 128 || (m >= 2048 && self.form != Form::Forward) => "subgroup8-64x32",
             (true, [8, 8]) => "subgroup8-40x64",
-            (true, [16, 16]) if m <= 16 => "subgroup16-16x64",
-            (true, [16, 16]) if m * n <= 64 * 64 => "subgroup16-32x64",
+            (true, [16, 16]) if m * n <= 64 * 64 => "subgroup16-16x64",
             (true, [16, 16]) => "subgroup16-64x64",
             (true, _) => "vec4-32x32",
             (false, _) if m.min(n) >= 1024 && k >= 64 => "tile-128x128",

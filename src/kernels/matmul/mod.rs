@@ -366,10 +366,14 @@ impl Product<'_> {
         let copies = splits as usize * self.replicas;
         let name = |what: &str| format!("{}.{what}", self.label);
         let partial = Tensor::zeros(plan.gpu, &name("partial"), [copies, self.m, self.n])?;
+        let nothing = plan.gpu.nothing()?;
         let sums = match epilogue.row_sums {
-            Some(_) => Tensor::zeros(plan.gpu, &name("partial_sums"), [copies, 1, self.m])?,
-            None => plan.gpu.nothing()?,
+            Some(_) => Some(Tensor::zeros(plan.gpu, &name("partial_sums"), [copies, 1, self.m])?),
+            None => None,
         };
+        // Bound for reading where there are none: something that is there and not written.
+        let sums_read = sums.as_ref().unwrap_or(&partial);
+        let sums = sums.as_ref().unwrap_or(&nothing);
         let flags = Flags { row_sums: self.flags.row_sums, ..Flags::new(self.flags.form, &Epilogue::default()) };
         // Each part begins at a multiple of four k.
         let k_chunk = (self.k as u32).div_ceil(splits).next_multiple_of(4);
@@ -390,12 +394,11 @@ impl Product<'_> {
                 ("c", &partial),
                 ("bias", self.b),
                 ("saved", self.b),
-                ("extra", &sums),
+                ("extra", sums),
             ],
             grid: self.grid(variant, splits),
             work: self.work(),
         })?;
-        let nothing = plan.gpu.nothing()?;
         let ends = Ends::new(epilogue, &partial, &nothing);
         let groups = (self.m * self.c.row_stride / 4).div_ceil(64) as u32;
         plan.dispatch(Call {
@@ -412,7 +415,7 @@ impl Product<'_> {
             ),
             tensors: &[
                 ("a", &partial),
-                ("b", &sums),
+                ("b", sums_read),
                 ("c", self.c),
                 ("bias", ends.bias),
                 ("saved", ends.saved),
