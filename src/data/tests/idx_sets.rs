@@ -1,5 +1,7 @@
 //! IDX: valid sets, the embedded set, selection.
 
+use sha2::{Digest, Sha256};
+
 use super::*;
 
 /// Three training and two test images of 2x2 bytes, labels below 3.
