@@ -167,7 +167,7 @@ fn top_k_and_half_precision() {
     ];
     fails(&args, 4, &["top_k.temperature", "right at one temperature only"]);
 
-    bench.logits(&teacher, "half", &["--dtype", "f16", "--shards", "2"]);
+    bench.logits(&teacher, "half", &["--dtype", "f16"]);
     bench.logits(&teacher, "full", &[]);
     let size = |folder: &str| -> u64 {
         bench
@@ -176,7 +176,8 @@ fn top_k_and_half_precision() {
             .map(|f| fs::metadata(bench.path(folder).join(f)).expect("a file").len())
             .sum()
     };
-    assert!(size("half") < size("full") + 1600, "two headers, half the numbers");
+    // 450 numbers of two bytes less; the headers differ by padding.
+    assert!((size("full") - size("half")).abs_diff(900) <= 8, "{} {}", size("full"), size("half"));
     let (half, full) = (bench.text("half"), bench.text("full"));
     let loss = |source: &str| bench.distil("student", &["--teacher-logits", source])["test"]["nll"].as_f64();
     let (a, b) = (loss(&half).expect("nll"), loss(&full).expect("nll"));
