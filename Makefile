@@ -1,12 +1,13 @@
 # The front door. Each target is a line that can be typed by hand; `make help` lists them.
 .POSIX:
-.PHONY: help demo test test-drivers test-chromium doc lint ci driver cargo
+.PHONY: help demo test test-drivers test-chromium test-interop doc lint ci driver cargo
 
 help:
 	@echo 'make demo           train a teacher, distil a student, print the table'
 	@echo 'make test           all tests on this machine'"'"'s adapter'
 	@echo 'make test-drivers   all tests on every software driver there is (Linux)'
 	@echo 'make test-chromium  all kernels through the compiler of a browser (Linux)'
+	@echo 'make test-interop   files in and out, held against onnxruntime and others from PyPI'
 	@echo 'make doc            the library'"'"'s pages, in target/doc'
 	@echo 'make lint           formatting and clippy'
 	@echo 'make ci             what the CI runs; as root on a clean Debian'
@@ -24,6 +25,10 @@ test-drivers: cargo
 test-chromium: cargo
 	@sh scripts/apt.sh chromium chromium
 	cargo test --test chromium -- --nocapture
+
+# Needs python3 and, the first time, the network.
+test-interop: driver
+	@sh tests/interop/run.sh
 
 doc: cargo
 	RUSTDOCFLAGS='-D warnings' cargo doc --no-deps

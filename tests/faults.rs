@@ -39,7 +39,7 @@ fn student() -> Weights {
     Weights::init(&[6, 5, 3], Activation::Relu, Initializer::He, 1).expect("weights")
 }
 
-fn run<'a>(gpu: &'a Gpu, data: &Dataset, steps: u64) -> Result<Run<'a>> {
+fn run<'a>(gpu: &'a Gpu, data: &'a Dataset, steps: u64) -> Result<Run<'a>> {
     let recipe = Recipe {
         batch: 8,
         length: Length::Steps(steps),

@@ -272,7 +272,7 @@ fn ten_steps_of_a_distillation_match_the_reference() {
     let teacher = Teacher::Live(teacher(&gpu));
     let mut raw = vec![0.0; set.rows() * 64];
     set.read_rows(&(0..set.rows() as u32).collect::<Vec<_>>(), &mut raw).expect("rows");
-    let x = Matrix::from_f32(set.rows(), 64, &raw).map(|x| x * f64::from(set.scale));
+    let x = Matrix::from_f32(set.rows(), 64, &raw).map(|x| x * f64::from(set.normalisation.scale));
     let v = twin(&weights(&[64, 40, 10], Activation::Relu, 77)).forward(&x).logits().clone();
     let labels: Vec<Option<usize>> =
         set.labels.as_ref().expect("labels").iter().map(|l| Some(*l as usize)).collect();

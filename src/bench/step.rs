@@ -68,7 +68,7 @@ pub struct Bench<'a> {
     step: Step,
     done: u64,
     // The step reads these; they live as long as it does.
-    _feed: Feed,
+    _feed: Feed<'static>,
 }
 
 impl<'a> Bench<'a> {

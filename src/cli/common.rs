@@ -4,13 +4,14 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 
-use crate::data::{Dataset, LoadOptions, Split};
+use crate::cli::teachers::ForeignArgs;
+use crate::data::{Dataset, Split};
 use crate::distill::step::Optimizer;
 use crate::error::{Error, Result};
 use crate::gpu::{AdapterChoice, Gpu};
 use crate::kernels::adam::Adam;
 use crate::kernels::matmul::Activation;
-use crate::mlp::weights::{Initializer, Weights, check_sizes};
+use crate::mlp::weights::{Initializer, Model, SaveOptions, StoredType, Weights, check_sizes};
 use crate::train::{Length, Recipe};
 
 #[derive(Args)]
@@ -44,21 +45,6 @@ impl DeviceArgs {
             eprintln!("adapter: {}", gpu.report.line());
         }
         Ok(gpu)
-    }
-}
-
-#[derive(Args)]
-#[command(next_help_heading = "Data")]
-pub struct DataArgs {
-    /// Folder of IDX files as MNIST ships them (train-images-idx3-ubyte[.gz], …), or a .npz, .npy,
-    /// .csv or .safetensors file.
-    #[arg(long, value_name = "PATH")]
-    pub data: PathBuf,
-}
-
-impl DataArgs {
-    pub fn load(&self) -> Result<Split> {
-        crate::data::load(&self.data, &LoadOptions::default())
     }
 }
 
@@ -98,17 +84,17 @@ pub struct NetworkArgs {
     /// Layer sizes, inputs first, classes last, such as 784,1200,1200,10.
     #[arg(long, value_delimiter = ',', required = true, value_name = "SIZES")]
     pub layers: Vec<usize>,
-    /// Activation of the hidden layers.
-    #[arg(long, value_enum, default_value = "relu")]
-    activation: ActivationName,
+    /// Activation of the hidden layers [default: relu, or that of --init].
+    #[arg(long, value_enum)]
+    activation: Option<ActivationName>,
     /// Start from the weights in this safetensors file instead of fresh ones.
     #[arg(long, value_name = "FILE")]
     init: Option<PathBuf>,
 }
 
 impl NetworkArgs {
-    /// The network that training starts from.
-    pub fn start(&self, data: &Dataset, seed: u64) -> Result<Weights> {
+    /// The network that training starts from, and its normalisation where it has one.
+    pub fn start(&self, foreign: &ForeignArgs, data: &Dataset, seed: u64) -> Result<Model> {
         check_sizes(&self.layers)?;
         crate::distill::infer::check_inputs(&self.layers, data)
             .map_err(|e| e.with_hint(format!("the first of --layers must be {}", data.features())))?;
@@ -120,24 +106,17 @@ impl NetworkArgs {
                 format!("{classes} outputs"),
             ));
         }
-        let activation = self.activation.into();
-        let Some(path) = &self.init else {
-            let how = match activation {
-                Activation::Tanh => Initializer::Glorot,
-                _ => Initializer::He,
-            };
-            return Weights::init(&self.layers, activation, how, seed);
-        };
-        let weights = Weights::load(path, Some(activation))?;
-        if weights.sizes() != self.layers {
-            return Err(Error::data(
-                path,
-                "layers",
-                format!("{:?} as in --layers", self.layers),
-                format!("{:?}", weights.sizes()),
-            ));
+        let activation = self.activation.map(Activation::from);
+        if let Some(path) = &self.init {
+            return foreign.load_as(path, activation, Some(self.layers.clone()));
         }
-        Ok(weights)
+        let activation = activation.unwrap_or(Activation::Relu);
+        let how = match activation {
+            Activation::Tanh => Initializer::Glorot,
+            _ => Initializer::He,
+        };
+        let weights = Weights::init(&self.layers, activation, how, seed)?;
+        Ok(Model { weights, normalisation: None, activation_known: true })
     }
 }
 
@@ -260,6 +239,43 @@ pub struct OutputArgs {
     /// Print the result as one JSON object and no progress.
     #[arg(long)]
     pub json: bool,
+    #[command(flatten)]
+    pub form: FormArgs,
+}
+
+/// The form of a model file.
+#[derive(Args)]
+#[command(next_help_heading = "Output")]
+pub struct FormArgs {
+    /// How the model's numbers are stored.
+    #[arg(long, value_enum, default_value = "f32", value_name = "TYPE")]
+    dtype: TypeName,
+    /// Keras's names and [in, out] kernels instead of PyTorch's.
+    #[arg(long)]
+    keras_layout: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum TypeName {
+    F32,
+    F16,
+    Bf16,
+}
+
+impl From<TypeName> for StoredType {
+    fn from(name: TypeName) -> Self {
+        match name {
+            TypeName::F32 => Self::F32,
+            TypeName::F16 => Self::F16,
+            TypeName::Bf16 => Self::Bf16,
+        }
+    }
+}
+
+impl FormArgs {
+    pub fn options(&self) -> SaveOptions {
+        SaveOptions { dtype: self.dtype.into(), keras: self.keras_layout }
+    }
 }
 
 impl OutputArgs {
@@ -280,4 +296,13 @@ impl OutputArgs {
         std::fs::create_dir_all(&self.out).map_err(|e| Error::io("create", &self.out, e))?;
         Ok(&self.out)
     }
+}
+
+/// Refuses to overwrite a file unless told to.
+pub fn refuse_existing(option: &str, path: &Path, force: bool) -> Result<()> {
+    if path.exists() && !force {
+        return Err(Error::usage(option, "a new file", format!("{} exists", path.display()))
+            .with_hint("choose another name, or overwrite with --force"));
+    }
+    Ok(())
 }

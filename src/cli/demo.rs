@@ -101,11 +101,17 @@ pub fn run(args: &Args) -> Result<()> {
     let soft_targets = Teacher::Cached(Inference::record(&gpu, &teacher, train, BATCH)?.cache(&gpu)?);
     let few_labels = few[0].len();
     let ways = [
-        ("student, few labels", few_labels, Rows { walked: few, labels: vec![] }, &Teacher::None, Loss::HARD),
+        (
+            "student, few labels",
+            few_labels,
+            Rows { walked: few, ..Rows::default() },
+            &Teacher::None,
+            Loss::HARD,
+        ),
         (
             "student, distilled",
             few_labels,
-            Rows { walked: vec![], labels: hidden },
+            Rows { labels: hidden, ..Rows::default() },
             &soft_targets,
             DISTILLATION,
         ),

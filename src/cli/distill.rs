@@ -1,14 +1,12 @@
 //! `limbeck distill`
 
-use std::path::PathBuf;
-
-use crate::cli::common::{DataArgs, DeviceArgs, NetworkArgs, OutputArgs, TrainingArgs};
+use crate::cli::common::{DeviceArgs, NetworkArgs, OutputArgs, TrainingArgs};
+use crate::cli::data::{DataArgs, TrainRowsArgs, TransferArgs};
 use crate::cli::job::Job;
-use crate::data::Dataset;
-use crate::distill::step::{Loss, Teacher};
+use crate::cli::teachers::{ForeignArgs, TeacherArgs};
+use crate::distill::logits::Wanted;
+use crate::distill::step::Loss;
 use crate::error::{Error, Result};
-use crate::mlp::Mlp;
-use crate::mlp::weights::Weights;
 use crate::train::Replica;
 
 /// Trains a student on a teacher's soft targets and writes DIR/student.safetensors, the student
@@ -23,9 +21,14 @@ use crate::train::Replica;
 pub struct Args {
     #[command(flatten)]
     data: DataArgs,
-    /// The teacher's weights, a safetensors file. It is never changed.
-    #[arg(long, value_name = "FILE", help_heading = "Distillation")]
-    teacher: PathBuf,
+    #[command(flatten)]
+    rows: TrainRowsArgs,
+    #[command(flatten)]
+    transfer: TransferArgs,
+    #[command(flatten)]
+    teacher: TeacherArgs,
+    #[command(flatten)]
+    foreign: ForeignArgs,
     /// Both logits are divided by T in the soft term.
     #[arg(long, default_value_t = 4.0, value_name = "T", help_heading = "Distillation")]
     temperature: f64,
@@ -82,55 +85,53 @@ impl Args {
     }
 }
 
-/// The teacher's weights, checked against the data and the student's classes.
-pub fn load_teacher(path: &std::path::Path, data: &Dataset, classes: usize) -> Result<Weights> {
-    let weights = Weights::load(path, None)?;
-    let sizes = weights.sizes();
-    let bad = |what: &str, expected: usize, found: usize| {
-        Error::data(path, "layers", format!("{expected} {what}"), format!("{found}"))
-    };
-    match (sizes.first(), sizes.last()) {
-        (Some(&inputs), _) if inputs != data.features() => {
-            Err(bad("inputs, the data's features", data.features(), inputs))
-        }
-        (_, Some(&outputs)) if outputs != classes => {
-            Err(bad("outputs, the student's classes", classes, outputs))
-        }
-        _ => Ok(weights),
-    }
-}
-
 pub fn run(args: &Args) -> Result<()> {
     const FILE: &str = "student.safetensors";
     let recipe = args.training.recipe(args.output.log_every)?;
     let loss = args.loss()?;
     args.output.check(FILE)?;
-    let split = args.training.split(args.data.load()?)?;
-    if split.train.labels.is_none() && loss.hard_weight > 0.0 {
-        return Err(Error::usage("--hard-weight", "0 for rows without labels", loss.hard_weight.to_string()));
-    }
-    let student = args.network.start(&split.train, args.training.seed)?;
+    let seed = args.training.seed;
+    let split = args.data.load(loss.hard_weight > 0.0)?;
     let classes = args.network.layers.last().copied().unwrap_or(0);
-    let teacher = load_teacher(&args.teacher, &split.train, classes)?;
-    let before = teacher.sha256();
+    let models = args.teacher.models(&args.foreign, &split.train, classes)?;
+    // Logits on disk are of the rows as loaded: before any is held back, left out or added.
+    let mut cached = Vec::new();
+    if args.teacher.uses_logits() {
+        if args.transfer.transfer.is_some() {
+            return Err(Error::usage("--transfer", "a live teacher", "--teacher-logits").with_hint(
+                "join the rows in one file, unlabelled ones with the label -1, and make its logits",
+            ));
+        }
+        let wanted = Wanted {
+            rows: split.train.rows(),
+            classes,
+            data_sha256: &split.train.content_sha256()?,
+            part: "train",
+            temperature: loss.temperature,
+        };
+        cached = args.teacher.logits(&wanted, recipe.batch)?;
+    }
+    let held_out = split.validation.is_none();
+    let split = args.rows.hide_labels(args.training.split(split)?, seed)?;
+    let mut split = args.transfer.apply(&args.data, split)?;
+    let start = args.network.start(&args.foreign, &split.train, seed)?;
+    args.rows.normalise(&args.data, &mut split, start.normalisation.as_ref())?;
     let gpu = args.device.open(args.output.json)?;
-    let network = Mlp::upload(&gpu, "teacher", &[teacher])?;
+    let teachers = args.teacher.ready(&gpu, models, cached, loss.temperature)?;
     let outcome = Job {
         gpu: &gpu,
         split: &split,
-        teacher: Teacher::Live(network.clone()),
-        teacher_network: Some(&network),
+        teacher: teachers.source(&gpu, &split.train, args.rows.device_memory)?,
+        teachers: Some(&teachers),
+        held_out,
+        device_memory: args.rows.device_memory,
         recipe,
-        replica: Replica { seed: args.training.seed, lr: args.training.lr, loss, student },
+        replica: Replica { seed, lr: args.training.lr, loss, student: start.weights },
         output: &args.output,
         title: "distilling",
         file: FILE,
     }
     .run()?;
-    // Frozen by construction: nothing holds a gradient for it. Shown all the same.
-    let after = network.read_blocking(&gpu)?.swap_remove(0).sha256();
-    if before != after {
-        return Err(Error::Run(format!("the teacher changed: sha256 {before} before, {after} after")));
-    }
+    teachers.check_unchanged(&gpu)?;
     outcome.print(args.output.json)
 }

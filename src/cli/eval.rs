@@ -4,11 +4,13 @@ use std::path::PathBuf;
 
 use clap::ValueEnum;
 
-use crate::cli::common::{DataArgs, DeviceArgs};
-use crate::cli::job::{evaluate, logits};
+use crate::cli::common::DeviceArgs;
+use crate::cli::data::DataArgs;
+use crate::cli::job::{evaluate, logits_as};
+use crate::cli::teachers::{ForeignArgs, load_teacher};
 use crate::error::{Error, Result};
 use crate::mlp::Mlp;
-use crate::mlp::weights::Weights;
+use crate::mlp::weights::Model;
 
 /// Measures a network on the test rows (or the training rows): errors, NLL and, with a teacher,
 /// the agreement.
@@ -19,6 +21,8 @@ use crate::mlp::weights::Weights;
 pub struct Args {
     #[command(flatten)]
     data: DataArgs,
+    #[command(flatten)]
+    foreign: ForeignArgs,
     /// The network to measure, a safetensors file.
     #[arg(long, value_name = "FILE")]
     model: PathBuf,
@@ -42,29 +46,33 @@ enum Part {
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    let split = args.data.load()?;
+    let split = args.data.load(true)?;
     let rows = match args.split {
         Part::Train => &split.train,
         Part::Test => split.test.as_ref().ok_or_else(|| {
             Error::usage("--data", "test rows", "training rows only").with_hint("try --split train")
         })?,
     };
-    let model = Weights::load(&args.model, None)?;
-    let classes = model.sizes().last().copied().unwrap_or(0);
-    if model.sizes()[0] != rows.features() || classes < rows.classes {
+    let model = args.foreign.load(&args.model)?;
+    let sizes = model.weights.sizes();
+    let classes = sizes.last().copied().unwrap_or(0);
+    if sizes[0] != rows.features() || classes < rows.classes {
         return Err(Error::data(
             &args.model,
             "layers",
             format!("{} inputs and at least {} outputs, as the data has", rows.features(), rows.classes),
-            format!("{:?}", model.sizes()),
+            format!("{sizes:?}"),
         ));
     }
     let teacher =
-        args.teacher.as_ref().map(|path| super::distill::load_teacher(path, rows, classes)).transpose()?;
+        args.teacher.as_ref().map(|path| load_teacher(&args.foreign, path, rows, classes)).transpose()?;
     let gpu = args.device.open(args.json)?;
-    let run =
-        |name: &str, w: &Weights| logits(&gpu, &Mlp::upload(&gpu, name, std::slice::from_ref(w))?, rows);
-    let v = teacher.as_ref().map(|w| run("teacher", w)).transpose()?;
+    let run = |name: &str, m: &Model| {
+        let own = args.data.normalisation(m.normalisation.as_ref(), rows);
+        let network = Mlp::upload(&gpu, name, std::slice::from_ref(&m.weights))?;
+        logits_as(&gpu, &network, rows, Some(&own))
+    };
+    let v = teacher.as_ref().map(|m| run("teacher", m)).transpose()?;
     let seen = evaluate(&run("model", &model)?, rows, v.as_ref())?;
     if args.json {
         println!(
@@ -73,8 +81,8 @@ pub fn run(args: &Args) -> Result<()> {
                 "schema_version": 1,
                 "adapter": gpu.report.line(),
                 "model": args.model,
-                "weights_sha256": model.sha256(),
-                "parameters": model.parameters(),
+                "weights_sha256": model.weights.sha256(),
+                "parameters": model.weights.parameters(),
                 "evaluation": seen,
             })
         );

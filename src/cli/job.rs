@@ -3,12 +3,14 @@
 use std::path::PathBuf;
 
 use crate::cli::common::OutputArgs;
-use crate::data::{Dataset, Split};
+use crate::cli::teachers::Teachers;
+use crate::data::{Dataset, Normalisation, Split};
 use crate::distill::infer::Inference;
 use crate::distill::step::Teacher;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::mlp::Mlp;
+use crate::mlp::weights::Model;
 use crate::reference::{Matrix, metrics};
 use crate::report::metrics_file::{Line, MetricsFile};
 use crate::report::progress::Progress;
@@ -34,8 +36,13 @@ pub struct Evaluation {
 
 /// Logits of `network`'s first replica over `data`.
 pub fn logits(gpu: &Gpu, network: &Mlp, data: &Dataset) -> Result<Matrix> {
+    logits_as(gpu, network, data, None)
+}
+
+/// The same where the network has a normalisation of its own.
+pub fn logits_as(gpu: &Gpu, network: &Mlp, data: &Dataset, own: Option<&Normalisation>) -> Result<Matrix> {
     let classes = network.sizes.last().copied().unwrap_or(0);
-    let mut all = Inference::record(gpu, network, data, EVAL_BATCH)?.logits_blocking(gpu)?;
+    let mut all = Inference::record_as(gpu, network, data, own, EVAL_BATCH)?.logits_blocking(gpu)?;
     Ok(Matrix::from_f32(data.rows(), classes, &all.swap_remove(0)))
 }
 
@@ -65,8 +72,12 @@ pub struct Job<'a> {
     pub gpu: &'a Gpu,
     pub split: &'a Split,
     pub teacher: Teacher,
-    /// The teacher's logits by split, for the agreement in evaluations.
-    pub teacher_network: Option<&'a Mlp>,
+    /// The same, for the agreement in evaluations.
+    pub teachers: Option<&'a Teachers>,
+    /// Whether the validation rows were taken from the rows that logits on disk are of.
+    pub held_out: bool,
+    /// Bytes of the device that the rows may take.
+    pub device_memory: Option<u64>,
     pub recipe: Recipe,
     pub replica: Replica,
     pub output: &'a OutputArgs,
@@ -94,15 +105,16 @@ pub struct Outcome {
 impl Job<'_> {
     /// Trains, evaluates and writes the model and its metrics.
     pub fn run(self) -> Result<Outcome> {
-        let Self { gpu, split, teacher, teacher_network, recipe, replica, output, title, file } = self;
+        let Self { gpu, split, teacher, teachers, recipe, replica, output, title, file, .. } = self;
         let began = std::time::Instant::now();
-        let mut run = Run::new(gpu, &split.train, Rows::default(), &teacher, recipe, vec![replica])?;
+        let rows = Rows { device_memory: self.device_memory, ..Rows::default() };
+        let mut run = Run::new(gpu, &split.train, rows, &teacher, recipe, vec![replica])?;
         let folder = output.create()?;
         let mut metrics = MetricsFile::create(folder)?;
         let mut progress = Progress::new(title, run.steps, output.json);
-        let mut judge = Judge { gpu, teacher: teacher_network };
+        let judge = Judge { gpu, teachers };
         let mut validation = None;
-        let agreement = |row: &Row| teacher_network.map(|_| row.agreement);
+        let agreement = |row: &Row| teachers.map(|_| row.agreement);
         while run.done < run.steps {
             let to = match split.validation {
                 Some(_) => (run.done / run.steps_per_epoch() + 1) * run.steps_per_epoch(),
@@ -123,8 +135,8 @@ impl Job<'_> {
                     samples_per_second: Some(row.samples_per_second),
                 })
             })?;
-            if let Some(rows) = &split.validation {
-                let seen = judge.evaluate(run.students(), rows)?;
+            if let Some(rows) = split.validation.as_ref().filter(|v| v.labels.is_some()) {
+                let seen = judge.evaluate(run.students(), rows, self.held_out)?;
                 metrics.write(&seen.line("validation", &run))?;
                 validation = Some(seen);
             }
@@ -133,14 +145,17 @@ impl Job<'_> {
         let weights = run.students().read_blocking(gpu)?.swap_remove(0);
         let test = match split.test.as_ref().filter(|t| t.labels.is_some()) {
             Some(rows) => {
-                let seen = judge.evaluate(run.students(), rows)?;
+                let seen = judge.evaluate(run.students(), rows, false)?;
                 metrics.write(&seen.line("test", &run))?;
                 Some(seen)
             }
             None => None,
         };
         let model = folder.join(file);
-        weights.save(&model)?;
+        let normalisation = Some(split.train.normalisation.clone());
+        let trained = Model { weights, normalisation, activation_known: true };
+        trained.save(&model, output.form.options())?;
+        let weights = trained.weights;
         Ok(Outcome {
             schema_version: 1,
             adapter: gpu.report.line(),
@@ -166,12 +181,12 @@ fn message(row: &Row) -> String {
 
 struct Judge<'a> {
     gpu: &'a Gpu,
-    teacher: Option<&'a Mlp>,
+    teachers: Option<&'a Teachers>,
 }
 
 impl Judge<'_> {
-    fn evaluate(&mut self, student: &Mlp, rows: &Dataset) -> Result<Evaluation> {
-        let teacher = self.teacher.map(|t| logits(self.gpu, t, rows)).transpose()?;
+    fn evaluate(&self, student: &Mlp, rows: &Dataset, cached: bool) -> Result<Evaluation> {
+        let teacher = self.teachers.map(|t| t.judge(self.gpu, rows, cached)).transpose()?.flatten();
         evaluate(&logits(self.gpu, student, rows)?, rows, teacher.as_ref())
     }
 }

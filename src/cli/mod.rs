@@ -2,12 +2,17 @@
 
 mod bench;
 mod common;
+mod data;
 mod demo;
 mod devices;
 mod distill;
 mod doctor;
 mod eval;
+mod export;
 mod job;
+mod logits;
+mod predict;
+mod teachers;
 mod train;
 mod tune;
 
@@ -44,6 +49,12 @@ enum Command {
     Distill(distill::Args),
     /// Measure a network on a data set: errors, NLL, agreement with a teacher.
     Eval(eval::Args),
+    /// Write a teacher's logits once, for any number of students: shards, job arrays, top-k.
+    Logits(logits::Args),
+    /// Run a network over rows and write logits or probabilities.
+    Predict(predict::Args),
+    /// Write a network as ONNX, or as safetensors of another type or layout.
+    Export(export::Args),
     /// Measure the kernels and the step on this device.
     Bench(bench::Args),
     /// Find the fastest kernels for a configuration on this device, once.
@@ -63,6 +74,9 @@ pub fn run() -> Result<()> {
         Command::Train(args) => train::run(&args),
         Command::Distill(args) => distill::run(&args),
         Command::Eval(args) => eval::run(&args),
+        Command::Logits(args) => logits::run(&args),
+        Command::Predict(args) => predict::run(&args),
+        Command::Export(args) => export::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Tune(args) => tune::run(&args),
     }

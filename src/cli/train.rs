@@ -1,9 +1,11 @@
 //! `limbeck train`
 
-use crate::cli::common::{DataArgs, DeviceArgs, NetworkArgs, OutputArgs, TrainingArgs};
+use crate::cli::common::{DeviceArgs, NetworkArgs, OutputArgs, TrainingArgs};
+use crate::cli::data::{DataArgs, TrainRowsArgs};
 use crate::cli::job::Job;
+use crate::cli::teachers::ForeignArgs;
 use crate::distill::step::{Loss, Teacher};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::train::Replica;
 
 /// Trains a network on labels and writes DIR/model.safetensors and DIR/metrics.jsonl.
@@ -13,6 +15,10 @@ use crate::train::Replica;
 pub struct Args {
     #[command(flatten)]
     data: DataArgs,
+    #[command(flatten)]
+    rows: TrainRowsArgs,
+    #[command(flatten)]
+    foreign: ForeignArgs,
     #[command(flatten)]
     network: NetworkArgs,
     #[command(flatten)]
@@ -32,19 +38,21 @@ pub fn run(args: &Args) -> Result<()> {
     let loss = Loss { smoothing: args.label_smoothing, ..Loss::HARD };
     loss.check()?;
     args.output.check(FILE)?;
-    let split = args.training.split(args.data.load()?)?;
-    if split.train.labels.is_none() {
-        return Err(Error::usage("--data", "training labels", "rows without labels"));
-    }
-    let student = args.network.start(&split.train, args.training.seed)?;
+    let split = args.data.load(true)?;
+    let seed = args.training.seed;
+    let mut split = args.rows.labelled_only(args.training.split(split)?, seed)?;
+    let start = args.network.start(&args.foreign, &split.train, seed)?;
+    args.rows.normalise(&args.data, &mut split, start.normalisation.as_ref())?;
     let gpu = args.device.open(args.output.json)?;
     let outcome = Job {
         gpu: &gpu,
         split: &split,
         teacher: Teacher::None,
-        teacher_network: None,
+        teachers: None,
+        held_out: false,
+        device_memory: args.rows.device_memory,
         recipe,
-        replica: Replica { seed: args.training.seed, lr: args.training.lr, loss, student },
+        replica: Replica { seed, lr: args.training.lr, loss, student: start.weights },
         output: &args.output,
         title: "training",
         file: FILE,

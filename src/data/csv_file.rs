@@ -261,7 +261,7 @@ fn dataset(
     };
     let classes = classes.or_else(|| names.as_ref().map(Vec::len));
     let mut set = Dataset::new(path, Elements::F32(table.x), vec![table.columns], labels, classes)?;
-    set.scale = options.scale.unwrap_or(set.scale);
+    set.normalisation.scale = options.scale.unwrap_or(set.normalisation.scale);
     set.class_names.clone_from(names);
     set.source = vec![table.source];
     Ok(set)

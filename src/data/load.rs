@@ -6,7 +6,7 @@ use super::array::Array;
 use super::csv_file::LabelColumn;
 use super::named::Keys;
 use super::read::SourceFile;
-use super::{Dataset, Split, UNLABELLED, csv_file, idx, npy, npz, safetensors_rows};
+use super::{Dataset, Elements, Split, UNLABELLED, csv_file, idx, npy, npz, safetensors_rows};
 use crate::error::{Error, Result};
 
 /// How to read a data set.
@@ -15,7 +15,7 @@ pub struct LoadOptions {
     /// The number of classes; `None`: one more than the largest training label, which must then lie below
     /// [`MAX_CLASSES`](super::MAX_CLASSES).
     pub classes: Option<usize>,
-    /// Replaces [`Dataset::scale`]: 1/255 for bytes, 1 for everything else.
+    /// Replaces the scale of [`Dataset::normalisation`]: 1/255 for bytes, 1 for everything else.
     pub scale: Option<f32>,
     /// True: rows without labels are an error. False: labels are read where there are some.
     pub require_labels: bool,
@@ -64,6 +64,23 @@ pub fn load(path: impl AsRef<Path>, options: &LoadOptions) -> Result<Split> {
         return Err(Error::data(path, "training labels", "at least one label", "none"));
     }
     Ok(split)
+}
+
+/// A `.npy` matrix as f32: rows, columns and values, row-major; without the labels that may lie beside it.
+///
+/// # Errors
+/// [`Error::Data`] for anything but two dimensions of finite numbers.
+pub fn read_matrix(path: &Path) -> Result<(usize, usize, Vec<f32>)> {
+    let (array, _) = Array::open(path, u64::MAX, npy::read_header)?;
+    let &[rows, cols] = &array.header.shape[..] else {
+        return Err(Error::data(path, "shape", "[rows, columns]", format!("{:?}", array.header.shape)));
+    };
+    let values = match array.into_rows()?.0 {
+        Elements::F32(values) => values,
+        Elements::U8(values) => values.into_iter().map(f32::from).collect(),
+        Elements::File(_) => unreachable!("opened without a resident limit"),
+    };
+    Ok((rows, cols, values))
 }
 
 fn load_file(path: &Path, options: &LoadOptions) -> Result<Split> {
@@ -145,7 +162,7 @@ pub(crate) fn dataset(
         }
         e
     })?;
-    set.scale = options.scale.unwrap_or(set.scale);
+    set.normalisation.scale = options.scale.unwrap_or(set.normalisation.scale);
     set.source = source;
     Ok(set)
 }

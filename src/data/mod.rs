@@ -11,6 +11,7 @@
 //! every error names the file, the place in it, what should stand there and what does.
 
 mod array;
+mod content;
 mod csv_file;
 mod file_rows;
 mod idx;
@@ -28,15 +29,14 @@ pub mod split;
 mod tests;
 
 use std::path::{Path, PathBuf};
-
-use sha2::{Digest, Sha256};
+use std::sync::Arc;
 
 use crate::error::{Error, Result};
 
 pub use array::ElementType;
 pub use csv_file::LabelColumn;
 pub use file_rows::FileRows;
-pub use load::{LoadOptions, load};
+pub use load::{LoadOptions, load, read_matrix};
 pub use named::Keys;
 pub use normalise::Normalisation;
 pub use optdigits::{OPTDIGITS_ATTRIBUTION, optdigits};
@@ -84,11 +84,13 @@ pub struct Dataset {
     pub classes: usize,
     /// The classes' names, in label order, where the source had names.
     pub class_names: Option<Vec<String>>,
-    /// The factor from a stored value to a network's input: 1/255 for bytes unless told, else 1.
-    pub scale: f32,
+    /// From stored values to a network's inputs: 1/255 times bytes unless told, else as they are.
+    pub normalisation: Normalisation,
     /// The files this was read from; empty for rows made in memory.
     pub source: Vec<SourceFile>,
     rows: usize,
+    /// The number that each row had in the set as loaded; `None`: its own.
+    origin: Option<Arc<Vec<u32>>>,
 }
 
 impl Dataset {
@@ -137,9 +139,10 @@ impl Dataset {
             labels,
             classes,
             class_names: None,
-            scale: default_scale,
+            normalisation: Normalisation::scaled(default_scale),
             source: Vec::new(),
             rows,
+            origin: None,
         })
     }
 
@@ -175,10 +178,17 @@ impl Dataset {
             labels: self.labels.as_ref().map(|labels| gather(labels, index, 1)),
             classes: self.classes,
             class_names: self.class_names.clone(),
-            scale: self.scale,
+            normalisation: self.normalisation.clone(),
             source: self.source.clone(),
             rows: index.len(),
+            origin: Some(Arc::new(index.iter().map(|&row| self.origin(row)).collect())),
         }
+    }
+
+    /// The number that row `row` had in the set as loaded, before any selection: what is stored by row
+    /// number, such as a teacher's logits, is found by it.
+    pub fn origin(&self, row: u32) -> u32 {
+        self.origin.as_ref().map_or(row, |origin| origin[row as usize])
     }
 
     /// The same rows, of which only those in `index` keep their label; the others become [`UNLABELLED`].
@@ -193,12 +203,10 @@ impl Dataset {
         self
     }
 
-    /// Row `row`, times `scale`, into `out` of [`Dataset::features`] values.
+    /// Row `row`, normalised, into `out` of [`Dataset::features`] values.
     pub fn row_f32(&self, row: usize, out: &mut [f32]) -> Result<()> {
         self.read_rows(&[row as u32], out)?;
-        for v in out {
-            *v *= self.scale;
-        }
+        self.normalisation.apply(out);
         Ok(())
     }
 
@@ -243,38 +251,6 @@ impl Dataset {
             Elements::File(f) if self.x.is_u8() => f.read_rows_u8(index, out),
             _ => panic!("read_rows_u8 on rows of f32"),
         }
-    }
-
-    /// Identifies the content, whatever file it came from: sha256, in hex, over element type, shape,
-    /// values as stored and labels, little-endian. Reads a file's rows through once.
-    pub fn content_sha256(&self) -> Result<String> {
-        let mut sha = Sha256::new();
-        let element = if self.x.is_u8() { "u8" } else { "f32" };
-        sha.update(format!("limbeck rows {element} {} {:?}\n", self.rows, self.shape));
-        match &self.x {
-            Elements::U8(v) => sha.update(v),
-            Elements::F32(v) => v.chunks(1 << 12).for_each(|v| sha.update(little_endian(v))),
-            Elements::File(_) => {
-                let n = self.features();
-                let chunk = (1_usize << 18).div_ceil(n);
-                for first in (0..self.rows).step_by(chunk) {
-                    let index: Vec<u32> = (first..self.rows.min(first + chunk)).map(|i| i as u32).collect();
-                    if self.x.is_u8() {
-                        let mut out = vec![0; index.len() * n];
-                        self.read_rows_u8(&index, &mut out)?;
-                        sha.update(out);
-                    } else {
-                        let mut out = vec![0.0; index.len() * n];
-                        self.read_rows(&index, &mut out)?;
-                        sha.update(little_endian(&out));
-                    }
-                }
-            }
-        }
-        for label in self.labels.iter().flatten() {
-            sha.update(label.to_le_bytes());
-        }
-        Ok(read::hex(&sha.finalize()))
     }
 
     /// The number of classes that another part's labels must keep to. Fails on a single class: a network

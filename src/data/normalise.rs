@@ -41,7 +41,7 @@ impl Normalisation {
             for (i, row) in values.chunks_exact(features).enumerate() {
                 let n = (first + i + 1) as f64;
                 for ((&x, mean), squares) in row.iter().zip(&mut mean).zip(&mut squares) {
-                    let x = f64::from(x * train.scale);
+                    let x = f64::from(x * train.normalisation.scale);
                     let delta = x - *mean;
                     *mean += delta / n;
                     *squares += delta * (x - *mean);
@@ -54,7 +54,7 @@ impl Normalisation {
             if std <= mean.abs() * f64::from(f32::EPSILON) { 1.0 } else { (1.0 / std) as f32 }
         });
         Ok(Self {
-            scale: train.scale,
+            scale: train.normalisation.scale,
             inv_std: Some(inv_std.collect()),
             mean: Some(mean.iter().map(|&m| m as f32).collect()),
         })
@@ -78,6 +78,16 @@ impl Normalisation {
             }
         }
         Ok(())
+    }
+
+    /// The same as one multiplication and one addition per feature: `x * gain + shift`.
+    pub fn gain_and_shift(&self, features: usize) -> [Vec<f32>; 2] {
+        let at = |values: &Option<Vec<f32>>, j: usize, default| values.as_ref().map_or(default, |v| v[j]);
+        // In f64: the mean of a feature that hardly varies times its inv_std is large.
+        let pair = |j| (f64::from(at(&self.mean, j, 0.0)), f64::from(at(&self.inv_std, j, 1.0)));
+        let gain = (0..features).map(|j| (f64::from(self.scale) * pair(j).1) as f32).collect();
+        let shift = (0..features).map(|j| (0.0 - pair(j).0 * pair(j).1) as f32).collect();
+        [gain, shift]
     }
 
     /// Turns one row of stored values into inputs, in place.

@@ -228,7 +228,11 @@ impl Store for Folder<'_> {
 fn stems(folder: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
-    names.filter_map(|name| Some(name.strip_suffix(".npy")?.to_owned())).collect()
+    let mut stems: Vec<String> =
+        names.filter_map(|name| Some(name.strip_suffix(".npy")?.to_owned())).collect();
+    // A folder lists its files in any order; errors name them in one.
+    stems.sort_unstable();
+    stems
 }
 
 /// True if the folder holds training features as .npy.

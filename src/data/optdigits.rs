@@ -43,7 +43,7 @@ fn part(images: (&str, &[u8]), labels: (&str, &[u8])) -> Result<Dataset> {
     let (x, shape) = array(images)?.into_rows()?;
     let labels_read = array(labels)?.into_labels()?;
     let mut set = Dataset::new(images.0, x, shape, Some(labels_read), Some(10))?;
-    set.scale = 1.0 / 16.0;
+    set.normalisation.scale = 1.0 / 16.0;
     set.source = vec![source(images), source(labels)];
     Ok(set)
 }

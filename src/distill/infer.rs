@@ -2,44 +2,62 @@
 
 use std::ops::Range;
 
-use crate::data::Dataset;
+use crate::data::{Dataset, Normalisation};
 use crate::distill::feed::Feed;
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Plan, Program, Tensor};
 use crate::kernels::step;
 use crate::mlp::Mlp;
 
-/// A network's forward pass over a resident data set.
-pub struct Inference {
+/// A network's forward pass over a data set, whose rows are streamed: each is used once.
+pub struct Inference<'d> {
     program: Program,
     ring: Tensor,
     output: Tensor,
-    rows: usize,
+    feed: Feed<'d>,
+    order: Vec<u32>,
 }
 
-impl Inference {
-    /// Records the forward pass of `network` (all its replicas) over `data` in file order.
+impl<'d> Inference<'d> {
+    /// Records the forward pass of `network` (all its replicas) over `data` in file order, with the
+    /// data's normalisation.
     ///
     /// # Errors
     /// [`Error::Usage`] where the network's inputs are not the data's features.
-    pub fn record(gpu: &Gpu, network: &Mlp, data: &Dataset, batch: usize) -> Result<Self> {
-        check_inputs(&network.sizes, data)?;
-        let rows = data.rows();
-        let feed = Feed::resident(gpu, data, None, 1, rows)?;
-        feed.order.write(gpu, &(0..rows as u32).collect::<Vec<_>>())?;
-        let ring = step::ring(gpu, 1)?;
-        let mut plan = Plan::new(gpu);
-        let x = feed.record(&mut plan, &ring, batch.min(rows))?;
-        let output = network.record_forward(&mut plan, &x)?.logits().clone();
-        Ok(Self { program: plan.finish()?, ring, output, rows })
+    pub fn record(gpu: &Gpu, network: &Mlp, data: &'d Dataset, batch: usize) -> Result<Self> {
+        Self::record_as(gpu, network, data, None, batch)
     }
 
-    fn batches(&self) -> impl Iterator<Item = Range<usize>> {
-        let (rows, batch) = (self.rows, self.output.shape[1]);
-        (0..rows).step_by(batch).map(move |start| start..(start + batch).min(rows))
+    /// The same with the network's own normalisation.
+    ///
+    /// # Errors
+    /// As [`Inference::record`].
+    pub fn record_as(
+        gpu: &Gpu,
+        network: &Mlp,
+        data: &'d Dataset,
+        normalisation: Option<&Normalisation>,
+        batch: usize,
+    ) -> Result<Self> {
+        check_inputs(&network.sizes, data)?;
+        let rows = data.rows();
+        let batch = batch.min(rows);
+        let feed = Feed::streamed(gpu, data, rows, batch, 2)?;
+        let ring = step::ring(gpu, 1)?;
+        let mut plan = Plan::new(gpu);
+        let x = feed.record(&mut plan, &ring, batch, normalisation)?;
+        let output = network.record_forward(&mut plan, &x)?.logits().clone();
+        let order = (0..rows as u32).collect();
+        Ok(Self { program: plan.finish()?, ring, output, feed, order })
+    }
+
+    fn batches(&self, rows: Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
+        let batch = self.output.shape[1];
+        rows.clone().step_by(batch).map(move |start| start..(start + batch).min(rows.end))
     }
 
     fn submit(&self, gpu: &Gpu, rows: &Range<usize>) -> Result<()> {
+        self.feed.stage(gpu, &self.order, rows.clone())?;
         let scalars =
             step::Step { row_start: rows.start as u32, rows: rows.len() as u32, ..step::Step::default() };
         step::write(gpu, &self.ring, &[scalars])?;
@@ -53,9 +71,23 @@ impl Inference {
     pub fn each_blocking(
         &self,
         gpu: &Gpu,
+        sink: impl FnMut(Range<usize>, Vec<f32>) -> Result<()>,
+    ) -> Result<()> {
+        self.each_of_blocking(gpu, 0..self.order.len(), sink)
+    }
+
+    /// The same for the rows of a range. A short last batch runs as the full one does, with rows of
+    /// zeros, so the bits of a row do not depend on where a range is cut.
+    ///
+    /// # Errors
+    /// As [`Inference::each_blocking`].
+    pub fn each_of_blocking(
+        &self,
+        gpu: &Gpu,
+        rows: Range<usize>,
         mut sink: impl FnMut(Range<usize>, Vec<f32>) -> Result<()>,
     ) -> Result<()> {
-        for rows in self.batches() {
+        for rows in self.batches(rows) {
             self.submit(gpu, &rows)?;
             let logits = self.output.rows(0..rows.len()).read_blocking(gpu)?;
             sink(rows, logits)?;
@@ -85,8 +117,9 @@ impl Inference {
     /// # Errors
     /// [`Error::Device`] where the device has no room.
     pub fn cache(&self, gpu: &Gpu) -> Result<Tensor> {
-        let cache = Tensor::zeros(gpu, "teacher.logits", [1, self.rows, self.output.shape[2]])?;
-        for rows in self.batches() {
+        let rows = self.order.len();
+        let cache = Tensor::zeros(gpu, "teacher.logits", [1, rows, self.output.shape[2]])?;
+        for rows in self.batches(0..rows) {
             self.submit(gpu, &rows)?;
             self.output.replica(0).rows(0..rows.len()).copy_to(gpu, &cache.rows(rows));
         }

@@ -2,7 +2,10 @@
 
 pub mod feed;
 pub mod infer;
+pub mod logits;
 pub mod step;
+pub mod teacher;
 
 pub use feed::Feed;
-pub use step::{Loss, Optimizer, Step, Teacher};
+pub use step::{Loss, Optimizer, Step};
+pub use teacher::{Member, Teacher};

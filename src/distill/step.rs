@@ -1,7 +1,10 @@
 //! One training step as a program: gather, teacher forward, student forward, loss head, backward,
 //! optimiser; recorded once, run many times.
 
+use std::ops::Range;
+
 use crate::distill::feed::Feed;
+pub use crate::distill::teacher::Teacher;
 use crate::error::{Error, Result};
 use crate::gpu::plan::SLOTS;
 use crate::gpu::readback::Flights;
@@ -91,16 +94,6 @@ impl Optimizer {
     }
 }
 
-/// Whom the student learns from.
-pub enum Teacher {
-    /// The labels alone.
-    None,
-    /// A network that runs in every step.
-    Live(Mlp),
-    /// Logits made once for every row of the data set, `[1, n, k]`.
-    Cached(Tensor),
-}
-
 /// The numbers of one step of one replica, already divided by the batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Tally {
@@ -135,6 +128,8 @@ pub struct Step {
     /// The optimiser's running moments.
     pub moments: Vec<Tensor>,
     optimizer: Optimizer,
+    /// What is staged with the rows: logits that do not stay on the device.
+    beside: Vec<Feed<'static>>,
 }
 
 impl Step {
@@ -145,7 +140,7 @@ impl Step {
     /// and limits.
     pub fn record(
         gpu: &Gpu,
-        feed: &Feed,
+        feed: &Feed<'_>,
         teacher: &Teacher,
         students: &[Weights],
         optimizer: Optimizer,
@@ -155,12 +150,9 @@ impl Step {
         let gradient = Mlp::zeros(gpu, "d_student", students.len(), &student.sizes, student.activation)?;
         let ring = step::ring(gpu, students.len())?;
         let mut plan = Plan::new(gpu);
-        let x = feed.record(&mut plan, &ring, batch)?;
-        let teacher = match teacher {
-            Teacher::None => head::Teacher::None,
-            Teacher::Live(mlp) => head::Teacher::Live(mlp.record_forward(&mut plan, &x)?.logits().clone()),
-            Teacher::Cached(logits) => head::Teacher::Cached(logits.clone()),
-        };
+        let x = feed.record(&mut plan, &ring, batch, None)?;
+        let mut beside = Vec::new();
+        let teacher = teacher.record(&mut plan, feed, &ring, &x, students.len(), &mut beside)?;
         let forward = student.record_forward(&mut plan, &x)?;
         let z = forward.logits();
         let d_z = Tensor::zeros(gpu, "d_logits", z.shape)?;
@@ -194,7 +186,23 @@ impl Step {
             gradient,
             moments,
             optimizer,
+            beside,
         })
+    }
+
+    /// Puts rows that do not stay on the device there before the next submission: the feed's, and what
+    /// belongs to them. As [`Feed::stage`].
+    ///
+    /// # Errors
+    /// As [`Feed::stage`].
+    pub fn stage(&self, gpu: &Gpu, feed: &Feed<'_>, order: &[u32], positions: Range<usize>) -> Result<()> {
+        feed.stage(gpu, order, positions.clone())?;
+        self.beside.iter().try_for_each(|f| f.stage(gpu, order, positions.clone()))
+    }
+
+    /// The most rows of an epoch that one submission may walk. As [`Feed::rows_at_once`].
+    pub fn rows_at_once(&self, feed: &Feed<'_>) -> usize {
+        self.beside.iter().map(Feed::rows_at_once).fold(feed.rows_at_once(), usize::min)
     }
 
     /// The step's dispatches, for profiles and traces.

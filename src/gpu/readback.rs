@@ -36,7 +36,7 @@ impl<T> Default for Flights<T> {
 
 impl<T> Flights<T> {
     /// Submits each program as many times as said and, with `copy`, a copy of a tensor's span after them.
-    /// Waits only where [`IN_FLIGHT`] submissions are already under way, for the oldest.
+    /// Waits only where `IN_FLIGHT` submissions are already under way, for the oldest.
     ///
     /// # Errors
     /// [`Error::Device`] where the device is lost or refuses.

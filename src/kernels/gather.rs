@@ -5,6 +5,7 @@ use crate::error::Result;
 use crate::gpu::pipeline::{Constant, Constants};
 use crate::gpu::plan::Work;
 use crate::gpu::{Call, Kernel, Plan, Tensor};
+use crate::kernels::step::Step;
 
 params! {
     /// `struct Params` of `shaders/gather.wgsl`.
@@ -71,7 +72,8 @@ pub fn record(
             source_stride: source.rows.row_stride as u32,
             order_replica: order.stride_for(replicas),
             x_replica: x.replica_stride as u32,
-            replicas: replicas as u32,
+            // The ring's, not x's: one batch may be shared by all replicas, whose steps still lie side by side.
+            replicas: (steps.shape[2] * 4 / size_of::<Step>()) as u32,
             chunk_start: source.start as u32,
             chunk_rows: source.rows.shape[1] as u32,
         },

@@ -40,7 +40,7 @@ macro_rules! kernels {
     };
 }
 
-kernels!(gather, matmul, head, metrics, sgd, adam, peak);
+kernels!(gather, matmul, ensemble, head, metrics, sgd, adam, peak);
 
 pub mod step;
 

@@ -1,5 +1,6 @@
 //! Multi-layer perceptrons: sizes, parameters, and the forward and backward pass side by side.
 
+pub mod onnx;
 pub mod weights;
 
 use crate::error::{Error, Result};

@@ -57,6 +57,8 @@ pub struct Rows {
     pub walked: Vec<Vec<u32>>,
     /// Labels by row number, one list for all or one each; empty: the data set's own.
     pub labels: Vec<Vec<u32>>,
+    /// Bytes of the device that the data may take; more are streamed. `None`: what there is.
+    pub device_memory: Option<u64>,
 }
 
 /// One row of metrics: the mean over the steps since the row before.
@@ -103,8 +105,10 @@ pub struct Run<'a> {
     gpu: &'a Gpu,
     recipe: Recipe,
     replicas: Vec<Replica>,
-    feed: Feed,
+    feed: Feed<'a>,
     step: Step,
+    /// The epoch's row numbers, one list per order.
+    order: Vec<u32>,
     walked: Vec<Vec<u32>>,
     log: Log,
     pace: Pace,
@@ -122,7 +126,7 @@ impl<'a> Run<'a> {
     /// [`Error::Usage`] where the parts do not fit each other; [`Error::Device`] for memory.
     pub fn new(
         gpu: &'a Gpu,
-        data: &Dataset,
+        data: &'a Dataset,
         rows: Rows,
         teacher: &Teacher,
         recipe: Recipe,
@@ -147,9 +151,9 @@ impl<'a> Run<'a> {
         let one_order = walked.len() == 1 && replicas.iter().all(|r| r.seed == first.seed);
         let orders = if one_order { 1 } else { replicas.len() };
         let labels = Some(rows.labels.as_slice()).filter(|l| !l.is_empty());
-        let feed = Feed::resident(gpu, data, labels, orders, length)?;
-        let students: Vec<_> = replicas.iter().map(|r| r.student.clone()).collect();
         let batch = recipe.batch.min(length);
+        let feed = Feed::new(gpu, data, labels, [orders, length], batch, rows.device_memory)?;
+        let students: Vec<_> = replicas.iter().map(|r| r.student.clone()).collect();
         let step = Step::record(gpu, &feed, teacher, &students, recipe.optimizer, batch)?;
         let per_epoch = length.div_ceil(batch) as u64;
         let steps = match recipe.length {
@@ -162,7 +166,8 @@ impl<'a> Run<'a> {
         let recipe = Recipe { batch, ..recipe };
         let log = Log { sums: vec![Sums::default(); replicas.len()], began: Instant::now() };
         let pace = Pace::default();
-        Ok(Self { gpu, recipe, replicas, feed, step, walked, log, pace, steps, done: 0, rows: length })
+        let order = Vec::new();
+        Ok(Self { gpu, recipe, replicas, feed, step, order, walked, log, pace, steps, done: 0, rows: length })
     }
 
     /// Steps in one pass over the rows.
@@ -186,11 +191,16 @@ impl<'a> Run<'a> {
         let per_epoch = self.steps_per_epoch();
         let to = to.min(self.steps);
         while self.done < to {
-            if self.done % per_epoch == 0 {
+            if self.done.is_multiple_of(per_epoch) {
                 self.write_order(self.done / per_epoch)?;
             }
             let to_epoch_end = per_epoch - self.done % per_epoch;
-            let count = self.pace.steps.min(to_epoch_end).min(to - self.done);
+            let window = (self.step.rows_at_once(&self.feed) / self.recipe.batch) as u64;
+            let count = self.pace.steps.min(to_epoch_end).min(to - self.done).min(window);
+            let position = |step| batch_at(step, self.rows, self.recipe.batch);
+            let last = position(self.done + count - 1);
+            let positions = position(self.done).start..last.start + last.rows;
+            self.step.stage(self.gpu, &self.feed, &self.order, positions)?;
             let mut scalars = Vec::with_capacity(count as usize * self.replicas.len());
             for s in self.done..self.done + count {
                 let b = batch_at(s, self.rows, self.recipe.batch);
@@ -218,9 +228,9 @@ impl<'a> Run<'a> {
         self.students().read_blocking(self.gpu)
     }
 
-    fn write_order(&self, epoch: u64) -> Result<()> {
+    fn write_order(&mut self, epoch: u64) -> Result<()> {
         let orders = self.feed.order.shape[0];
-        let order: Vec<u32> = (0..orders)
+        self.order = (0..orders)
             .flat_map(|r| {
                 let rows = &self.walked[r.min(self.walked.len() - 1)];
                 match self.recipe.shuffle {
@@ -232,7 +242,7 @@ impl<'a> Run<'a> {
                 }
             })
             .collect();
-        self.feed.order.write(self.gpu, &order)
+        self.feed.order.write(self.gpu, &self.order)
     }
 }
 
@@ -295,7 +305,7 @@ impl Run<'_> {
                 let tally = self.step.tally(raw, slot as usize, replica, rows);
                 check_finite(step + 1, replica, &tally)?;
                 self.log.sums[replica].add(&tally);
-                if (step + 1) % self.recipe.log_every == 0 || step + 1 == self.steps {
+                if (step + 1).is_multiple_of(self.recipe.log_every) || step + 1 == self.steps {
                     each(&self.row(step + 1, replica))?;
                     self.log.sums[replica] = Sums::default();
                 }

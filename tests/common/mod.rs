@@ -14,6 +14,7 @@ pub(crate) const EXPECTED: &[(&str, usize)] = &[
     ("matmul_tile", 60),
     ("matmul_subgroup", 180),
     ("matmul_reduce", 12),
+    ("ensemble", 12),
     ("head", 18),
     ("metrics", 1),
     ("sgd", 2),

@@ -24,7 +24,10 @@ fn lazy_rows_equal_resident_rows() {
         assert!(matches!(there.x, Elements::File(_)) && !matches!(here.x, Elements::File(_)));
         assert_eq!(there.source[0].sha256, None);
         assert_eq!(there.content_sha256().unwrap(), here.content_sha256().unwrap());
-        assert_eq!((there.x.is_u8(), there.scale, there.bytes()), (here.x.is_u8(), here.scale, here.bytes()));
+        assert_eq!(
+            (there.x.is_u8(), there.normalisation.scale, there.bytes()),
+            (here.x.is_u8(), here.normalisation.scale, here.bytes())
+        );
         let order = crate::rng::permutation(1, 1, rows as u32);
         for index in [order.clone(), (0..rows as u32).collect(), vec![7, 8, 9, 9, 10, 3]] {
             let read = |set: &Dataset| {

@@ -1,5 +1,7 @@
 //! IDX: valid sets, the embedded set, selection.
 
+use sha2::{Digest, Sha256};
+
 use super::*;
 
 /// Three training and two test images of 2x2 bytes, labels below 3.
@@ -77,7 +79,7 @@ fn every_element_type() {
         ]);
         let split = load(folder.path(), &LoadOptions::default()).unwrap();
         assert_eq!(values(&split.train), want, "type {kind:x}");
-        assert_eq!(split.train.scale, 1.0);
+        assert_eq!(split.train.normalisation.scale, 1.0);
         assert!(split.test.is_none());
         std::fs::write(folder.path().join("train-labels-idx1"), &labels).unwrap();
         assert!(load(folder.path(), &LoadOptions::default()).is_ok());
@@ -89,7 +91,10 @@ fn options_set_classes_scale_and_missing_labels() {
     let folder = folder(&small()[..1]);
     let options = LoadOptions { require_labels: false, scale: Some(0.5), ..Default::default() };
     let split = load(folder.path(), &options).unwrap();
-    assert_eq!((split.train.labels.as_ref(), split.train.classes, split.train.scale), (None, 0, 0.5));
+    assert_eq!(
+        (split.train.labels.as_ref(), split.train.classes, split.train.normalisation.scale),
+        (None, 0, 0.5)
+    );
     let folder = super::folder(&small());
     let options = LoadOptions { classes: Some(10), ..Default::default() };
     assert_eq!(load(folder.path(), &options).unwrap().train.classes, 10);
@@ -127,7 +132,7 @@ fn the_embedded_set_is_optdigits() {
     let test = split.test.as_ref().unwrap();
     assert_eq!((split.train.rows(), test.rows()), (3823, 1797));
     assert_eq!((split.train.shape.as_slice(), split.train.classes), ([8, 8].as_slice(), 10));
-    assert_eq!(split.train.scale, 1.0 / 16.0);
+    assert_eq!(split.train.normalisation.scale, 1.0 / 16.0);
     let largest = |set: &Dataset| values(set).into_iter().fold(0.0, f32::max);
     assert_eq!((largest(&split.train), largest(test)), (16.0, 16.0));
     // UCI's documentation, optdigits.names: the rows of each class in .tra and .tes.

@@ -1,0 +1,227 @@
+//! One or several teachers as the command line names them: networks, logits on disk, or both.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+
+use crate::cli::common::ActivationName;
+use crate::cli::job::logits_as;
+use crate::data::{Dataset, Normalisation};
+use crate::distill::logits::{Logits, Wanted};
+use crate::distill::teacher::{Member, Teacher};
+use crate::error::{Error, Result};
+use crate::gpu::Gpu;
+use crate::kernels::ensemble::Rule;
+use crate::kernels::matmul::Activation;
+use crate::mlp::Mlp;
+use crate::mlp::weights::{Model, ReadOptions};
+use crate::reference::Matrix;
+
+/// How model files that were not written by limbeck are read.
+#[derive(Args)]
+#[command(next_help_heading = "Foreign models")]
+pub struct ForeignArgs {
+    /// Activation of the hidden layers of models that do not say [default: what the file says, else relu].
+    #[arg(long, value_enum, value_name = "NAME")]
+    model_activation: Option<ActivationName>,
+    /// Weights are stored [in, out]; needed only where their names do not say so, as dense/kernel does.
+    #[arg(long)]
+    keras_kernels: bool,
+}
+
+impl ForeignArgs {
+    /// Reads a model; says on stderr what had to be assumed.
+    pub fn load(&self, path: &Path) -> Result<Model> {
+        self.load_as(path, None, None)
+    }
+
+    /// The same with an activation or layer sizes that other options ask for.
+    pub fn load_as(
+        &self,
+        path: &Path,
+        activation: Option<Activation>,
+        sizes: Option<Vec<usize>>,
+    ) -> Result<Model> {
+        let activation = activation.or(self.model_activation.map(Into::into));
+        let options = ReadOptions { activation, keras_kernels: self.keras_kernels, sizes };
+        let model = Model::load(path, &options)?;
+        if !model.activation_known && model.weights.layers.len() > 1 {
+            eprintln!("note: {} names no activation; relu is assumed (--model-activation)", path.display());
+        }
+        Ok(model)
+    }
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum RuleName {
+    /// Mean of the probabilities at the run's temperature.
+    Arithmetic,
+    /// Mean of the logits.
+    Geometric,
+}
+
+#[derive(Args)]
+#[command(next_help_heading = "Distillation")]
+pub struct TeacherArgs {
+    /// The teacher's weights, a safetensors file; several make an ensemble. They are never changed.
+    #[arg(long, value_name = "FILE", required_unless_present = "teacher_logits")]
+    teacher: Vec<PathBuf>,
+    /// Logits for every training row instead of a network: a folder that `limbeck logits` wrote, or any
+    /// .npy or .safetensors matrix [rows, classes]; several make an ensemble.
+    #[arg(long, value_name = "PATH")]
+    teacher_logits: Vec<PathBuf>,
+    /// How several teachers become one.
+    #[arg(long, value_enum, default_value = "arithmetic")]
+    ensemble: RuleName,
+}
+
+struct Network {
+    mlp: Mlp,
+    normalisation: Normalisation,
+    sha256: String,
+}
+
+/// Teachers, ready to teach.
+pub struct Teachers {
+    networks: Vec<Network>,
+    cached: Vec<Logits>,
+    rule: Rule,
+    /// T of the soft term, at which probabilities are averaged.
+    temperature: f64,
+}
+
+/// A teacher's model, checked against the data and the student's classes.
+pub fn load_teacher(foreign: &ForeignArgs, path: &Path, data: &Dataset, classes: usize) -> Result<Model> {
+    let model = foreign.load(path)?;
+    let sizes = model.weights.sizes();
+    let bad = |what: &str, expected: usize, found: usize| {
+        Error::data(path, "layers", format!("{expected} {what}"), format!("{found}"))
+    };
+    match (sizes.first(), sizes.last()) {
+        (Some(&inputs), _) if inputs != data.features() => {
+            Err(bad("inputs, the data's features", data.features(), inputs))
+        }
+        (_, Some(&outputs)) if outputs != classes => {
+            Err(bad("outputs, the student's classes", classes, outputs))
+        }
+        _ => Ok(model),
+    }
+}
+
+impl TeacherArgs {
+    /// Whether the data's hash will be needed.
+    pub fn uses_logits(&self) -> bool {
+        !self.teacher_logits.is_empty()
+    }
+
+    /// Reads the networks, checked against the data, which still has its own scale.
+    pub fn models(&self, foreign: &ForeignArgs, data: &Dataset, classes: usize) -> Result<Vec<Model>> {
+        self.teacher
+            .iter()
+            .map(|path| {
+                let mut model = load_teacher(foreign, path, data, classes)?;
+                // A teacher that does not say gets the data as it comes, however the student wants it.
+                model.normalisation.get_or_insert_with(|| data.normalisation.clone());
+                Ok(model)
+            })
+            .collect()
+    }
+
+    /// Reads the logits, checked against the data as loaded.
+    pub fn logits(&self, wanted: &Wanted<'_>, batch: usize) -> Result<Vec<Logits>> {
+        let load = |path: &PathBuf| {
+            let logits = Logits::load(path, wanted)?;
+            if let Some(m) = logits.manifest.as_ref().filter(|m| m.batch_size != batch) {
+                eprintln!(
+                    "note: {} was computed {} rows at a time and this run takes {batch}: the last bit may \
+                     differ from a live teacher's",
+                    path.display(),
+                    m.batch_size
+                );
+            }
+            Ok(logits)
+        };
+        self.teacher_logits.iter().map(load).collect()
+    }
+
+    /// Puts the networks on the device.
+    pub fn ready(
+        &self,
+        gpu: &Gpu,
+        models: Vec<Model>,
+        cached: Vec<Logits>,
+        temperature: f64,
+    ) -> Result<Teachers> {
+        let networks = models
+            .into_iter()
+            .enumerate()
+            .map(|(i, model)| {
+                let name = if i == 0 { "teacher".to_owned() } else { format!("teacher{i}") };
+                Ok(Network {
+                    sha256: model.weights.sha256(),
+                    normalisation: model.normalisation.unwrap_or(Normalisation::scaled(1.0)),
+                    mlp: Mlp::upload(gpu, &name, &[model.weights])?,
+                })
+            })
+            .collect::<Result<_>>()?;
+        let rule = match self.ensemble {
+            RuleName::Arithmetic => Rule::Arithmetic,
+            RuleName::Geometric => Rule::Geometric,
+        };
+        Ok(Teachers { networks, cached, rule, temperature })
+    }
+}
+
+impl Teachers {
+    /// The teacher of a run over `train`.
+    pub fn source(&self, gpu: &Gpu, train: &Dataset, memory: Option<u64>) -> Result<Teacher> {
+        let live = |n: &Network| Ok(Member::Live(n.mlp.clone(), Some(n.normalisation.clone())));
+        let cached = |logits: &Logits| Member::cached(gpu, logits.classes, logits.of(train), memory);
+        let members = self.networks.iter().map(live).chain(self.cached.iter().map(cached));
+        Ok(Teacher::Ensemble(members.collect::<Result<_>>()?, self.rule))
+    }
+
+    /// The teacher's logits over `rows` on the host; `None` where some are on disk and these rows are not
+    /// among them (`cached` says whether they are).
+    pub fn judge(&self, gpu: &Gpu, rows: &Dataset, cached: bool) -> Result<Option<Matrix>> {
+        if !self.cached.is_empty() && !cached {
+            return Ok(None);
+        }
+        let live = self.networks.iter().map(|n| logits_as(gpu, &n.mlp, rows, Some(&n.normalisation)));
+        let stored = self.cached.iter().map(|l| Ok(Matrix::from_f32(rows.rows(), l.classes, &l.of(rows))));
+        let mut members = live.chain(stored).collect::<Result<Vec<_>>>()?;
+        if members.len() == 1 {
+            return Ok(members.pop());
+        }
+        let (n, k) = (rows.rows(), members.first().map_or(0, |m| m.cols));
+        let mut mean = Matrix::zeros(n, k);
+        for member in &members {
+            for r in 0..n {
+                let row = member.row(r);
+                let top = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                let sum: f64 = row.iter().map(|v| ((v - top) / self.temperature).exp()).sum();
+                for (to, v) in mean.row_mut(r).iter_mut().zip(row) {
+                    *to += match self.rule {
+                        Rule::Arithmetic => ((v - top) / self.temperature).exp() / sum,
+                        Rule::Geometric => *v,
+                    };
+                }
+            }
+        }
+        Ok(Some(mean))
+    }
+
+    /// Frozen by construction: nothing holds a gradient for a teacher. Shown all the same.
+    pub fn check_unchanged(&self, gpu: &Gpu) -> Result<()> {
+        for network in &self.networks {
+            let before = &network.sha256;
+            let after = network.mlp.read_blocking(gpu)?.swap_remove(0).sha256();
+            if *before != after {
+                return Err(Error::Run(format!(
+                    "the teacher changed: sha256 {before} before, {after} after"
+                )));
+            }
+        }
+        Ok(())
+    }
+}

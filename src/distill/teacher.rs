@@ -1,0 +1,113 @@
+//! Whom the student learns from: networks that run in every step, logits made before, or several of both.
+
+use std::sync::Arc;
+
+use crate::data::{Dataset, Elements, Normalisation};
+use crate::distill::feed::Feed;
+use crate::error::{Error, Result};
+use crate::gpu::{Gpu, Plan, Tensor};
+use crate::kernels::ensemble::{self, Rule};
+use crate::kernels::head;
+use crate::mlp::Mlp;
+
+/// Whom the student learns from.
+pub enum Teacher {
+    /// The labels alone.
+    None,
+    /// A network that runs in every step on the student's own inputs.
+    Live(Mlp),
+    /// Logits made once for every row of the data set, `[1, n, k]`.
+    Cached(Tensor),
+    /// One or several teachers, each with inputs of its own.
+    Ensemble(Vec<Member>, Rule),
+}
+
+/// One of several teachers.
+pub enum Member {
+    /// A network and, where it has one, its own way from stored values to inputs.
+    Live(Mlp, Option<Normalisation>),
+    /// Logits as in [`Teacher::Cached`].
+    Cached(Tensor),
+    /// Logits of every row, kept on the host and brought to the device with the rows they belong to;
+    /// resident where they take no more than so many bytes of it.
+    Rows(Arc<Dataset>, Option<u64>),
+}
+
+impl Member {
+    /// Logits `[rows, classes]` by row number: on the device if a shader can see them there at once and
+    /// they take at most `memory` bytes.
+    ///
+    /// # Errors
+    /// [`Error::Data`] where there is no row; [`Error::Device`].
+    pub fn cached(gpu: &Gpu, classes: usize, logits: Vec<f32>, memory: Option<u64>) -> Result<Self> {
+        let rows = logits.len() / classes.max(1);
+        let bytes = rows as u64 * classes.next_multiple_of(4) as u64 * 4;
+        if bytes <= memory.unwrap_or(u64::MAX).min(gpu.max_binding()) {
+            return Ok(Self::Cached(Tensor::upload(gpu, "teacher.logits", [1, rows, classes], &logits)?));
+        }
+        let set = Dataset::new("teacher logits", Elements::F32(logits), vec![classes], None, None)?;
+        Ok(Self::Rows(Arc::new(set), memory))
+    }
+}
+
+impl Teacher {
+    /// Records what the teacher does in a step: its forward passes, and the mean of several. What has to
+    /// be staged with the rows is added to `beside`.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] where normalisation or classes do not fit; as [`Plan::dispatch`].
+    pub fn record(
+        &self,
+        plan: &mut Plan<'_>,
+        feed: &Feed<'_>,
+        ring: &Tensor,
+        x: &Tensor,
+        replicas: usize,
+        beside: &mut Vec<Feed<'static>>,
+    ) -> Result<head::Teacher> {
+        let (members, rule) = match self {
+            Self::None => return Ok(head::Teacher::None),
+            Self::Live(mlp) => {
+                return Ok(head::Teacher::Live(mlp.record_forward(plan, x)?.logits().clone()));
+            }
+            Self::Cached(logits) => return Ok(head::Teacher::Cached(logits.clone())),
+            Self::Ensemble(members, rule) => (members, *rule),
+        };
+        let batch = x.shape[1];
+        let mut sources = members
+            .iter()
+            .map(|member| match member {
+                Member::Cached(logits) => Ok(head::Teacher::Cached(logits.clone())),
+                Member::Rows(logits, memory) => {
+                    let own = feed.beside(plan.gpu, logits.clone(), batch, *memory)?;
+                    let v = own.record(plan, ring, batch, None)?;
+                    beside.push(own);
+                    Ok(head::Teacher::Live(v))
+                }
+                Member::Live(mlp, own) => {
+                    let x = match feed.suits(own.as_ref()) {
+                        true => x.clone(),
+                        false => feed.record(plan, ring, batch, own.as_ref())?,
+                    };
+                    Ok(head::Teacher::Live(mlp.record_forward(plan, &x)?.logits().clone()))
+                }
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let classes = |source: &head::Teacher| match source {
+            head::Teacher::None => 0,
+            head::Teacher::Live(v) | head::Teacher::Cached(v) => v.shape[2],
+        };
+        let Some(k) = sources.first().map(classes) else {
+            return Err(Error::usage("teachers", "at least one", "none"));
+        };
+        if let Some(other) = sources.iter().map(classes).find(|n| *n != k) {
+            return Err(Error::usage("teachers", format!("{k} classes in each"), format!("{other} classes")));
+        }
+        if sources.len() == 1 {
+            return Ok(sources.swap_remove(0));
+        }
+        let v = Tensor::zeros(plan.gpu, "teacher.v", [replicas, batch, k])?;
+        ensemble::record(plan, "teacher.ensemble", rule, ring, &feed.order, &sources, &v)?;
+        Ok(head::Teacher::Live(v))
+    }
+}
