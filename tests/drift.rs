@@ -96,7 +96,7 @@ fn the_step_is_the_same_struct_everywhere() {
         assert_eq!((slot.access, slot.size), (Access::Uniform, 16), "{}", kernel.name);
         seen.insert(kernel.name);
     }
-    assert_eq!(seen.into_iter().collect::<Vec<_>>(), ["adam", "gather", "head", "sgd"]);
+    assert_eq!(seen.into_iter().collect::<Vec<_>>(), ["adam", "ensemble", "gather", "head", "sgd"]);
 }
 
 #[test]

@@ -68,6 +68,8 @@ fn every_kernel_and_every_combination_of_constants_is_among_the_cases() {
         let kernel = kernels::all().into_iter().find(|k| k.name == name).expect(name);
         assert_eq!(of(name), (kernel.variants)().len(), "{name}");
     }
+    // Three members of an ensemble are three variants: the first, one in the middle, the last.
+    assert_eq!(3 * of("ensemble"), (kernels::ensemble::KERNEL.variants)().len());
     assert_eq!(of("matmul"), matmul::choices().len());
     // Of the matmul family each member has every epilogue, and with a split K every one that it does itself;
     // matmul_reduce has every epilogue with every split.
@@ -85,7 +87,7 @@ fn every_kernel_and_every_combination_of_constants_is_among_the_cases() {
     }
     // The yardsticks of bench compute nothing that a run uses.
     let yardsticks = 2;
-    assert_eq!(kernels::all().len(), 5 + matmul_kernels() + yardsticks, "a kernel that no case runs");
+    assert_eq!(kernels::all().len(), 6 + matmul_kernels() + yardsticks, "a kernel that no case runs");
 }
 
 /// Distinct shaders of the family.

@@ -1,6 +1,7 @@
 //! The fixed lists of cases: sizes that fit no tile, and every combination of constants.
 
 use crate::kernels::adam::Adam;
+use crate::kernels::ensemble::Rule;
 use crate::kernels::head::{FORMS, Form};
 use crate::kernels::matmul::Choice;
 use crate::rng::{self, stream};
@@ -8,7 +9,7 @@ use crate::verify::head::From;
 use crate::verify::inputs::Data;
 use crate::verify::matmul::{Ends, Shared, choices};
 use crate::verify::zone::Padding;
-use crate::verify::{Case, adam, gather, head, matmul, metrics, sgd};
+use crate::verify::{Case, adam, ensemble, gather, head, matmul, metrics, sgd};
 
 /// m, n, k: each of 1, 3, 31, 64, 65 and 257 in each place, and one past the largest tile.
 pub const MATMUL_SIZES: [[usize; 3]; 10] = [
@@ -160,6 +161,33 @@ pub fn wide_heads() -> Vec<Case> {
         .collect()
 }
 
+/// Three teachers: the first, one in the middle and the last are three variants of the shader.
+fn ensembles(sizes: &[[usize; 2]]) -> Vec<Case> {
+    let mut i = Counter::default();
+    let mut all = Vec::new();
+    for [batch, k] in sizes {
+        for rule in Rule::ALL {
+            for (cached, replicas) in [(false, 1), (false, 3), (true, 1), (true, 3)] {
+                let i = i.next();
+                all.push(Case::Ensemble(ensemble::Case {
+                    batch: *batch,
+                    rows: if pick(&[true, false, false], i, 4) { batch.div_ceil(2) } else { *batch },
+                    k: *k,
+                    replicas,
+                    members: 3,
+                    rule,
+                    cached,
+                    temperature: pick(&[1.0, 0.5, 4.0, 20.0, 100.0], i, 7),
+                    padding: padding(i),
+                    data: pick(&Data::ALL, i, 1),
+                    seed: i as u64,
+                }));
+            }
+        }
+    }
+    all
+}
+
 fn gathers(sizes: &[[usize; 2]]) -> Vec<Case> {
     let mut i = Counter::default();
     let mut all = Vec::new();
@@ -251,6 +279,7 @@ fn updates(lens: &[usize]) -> Vec<Case> {
 /// What the tests run.
 pub fn thorough() -> Vec<Case> {
     let rest = [
+        ensembles(&[[1, 2], [3, 31], [5, 64], [3, 65], [2, 257], [2, 1000]]),
         gathers(&[[1, 1], [3, 31], [31, 64], [64, 3], [65, 65], [257, 257], [7, 784]]),
         reductions(&[1, 3, 31, 64, 65, 257]),
         updates(&[1, 3, 31, 64, 65, 257, 1021, 66_000]),
@@ -260,7 +289,7 @@ pub fn thorough() -> Vec<Case> {
 
 /// What doctor runs: every variant, on sizes past one tile.
 pub fn short() -> Vec<Case> {
-    let rest = [gathers(&[[65, 31], [31, 65]]), reductions(&[65]), updates(&[1021])];
+    let rest = [ensembles(&[[5, 67]]), gathers(&[[65, 31], [31, 65]]), reductions(&[65]), updates(&[1021])];
     let long = long_products().into_iter().filter(|c| c.member().is_some_and(|m| m.splits == 1));
     [matmuls(&[[131, 67, 37]]), long.collect(), heads(&[[65, 10], [3, 257]]), wide_heads(), rest.concat()]
         .concat()

@@ -9,7 +9,7 @@
 //! ```text
 //! zone     tensors in poisoned memory
 //! inputs   the kinds of data
-//! matmul, gather, head, metrics, sgd, adam    one kernel each: its Case and its check
+//! matmul, gather, head, ensemble, metrics, sgd, adam    one kernel each: its Case and its check
 //! cases    the fixed lists: thorough for the tests, short for doctor
 //! doctor   all of it on every adapter, with a verdict per kernel
 //! ```
@@ -17,6 +17,7 @@
 pub mod adam;
 pub mod cases;
 pub mod doctor;
+pub mod ensemble;
 pub mod gather;
 pub mod head;
 mod inputs;
@@ -44,6 +45,8 @@ pub enum Case {
     Gather(gather::Case),
     /// See [`head`].
     Head(head::Case),
+    /// See [`ensemble`].
+    Ensemble(ensemble::Case),
     /// See [`metrics`].
     Metrics(metrics::Case),
     /// See [`sgd`].
@@ -62,6 +65,7 @@ impl Case {
             Self::Matmul(c) => matmul::check(gpu, c),
             Self::Gather(c) => gather::check(gpu, c),
             Self::Head(c) => head::check(gpu, c),
+            Self::Ensemble(c) => ensemble::check(gpu, c),
             Self::Metrics(c) => metrics::check(gpu, c),
             Self::Sgd(c) => sgd::check(gpu, c),
             Self::Adam(c) => adam::check(gpu, c),
@@ -74,6 +78,7 @@ impl Case {
             Self::Matmul(_) => "matmul",
             Self::Gather(_) => "gather",
             Self::Head(_) => "head",
+            Self::Ensemble(_) => "ensemble",
             Self::Metrics(_) => "metrics",
             Self::Sgd(_) => "sgd",
             Self::Adam(_) => "adam",
@@ -102,6 +107,7 @@ impl Case {
             Self::Matmul(c) => c.variant(),
             Self::Gather(c) => c.variant(),
             Self::Head(c) => c.variant(),
+            Self::Ensemble(c) => c.variant(),
             Self::Metrics(_) => String::new(),
             Self::Sgd(c) => c.variant(),
             Self::Adam(c) => c.variant(),
