@@ -19,9 +19,22 @@ fn examine_with(kernel: &'static limbeck::gpu::Kernel, name: &str, from: &str, t
         assert!(text.contains(from), "{}: no `{from}` to plant a fault in", kernel.name);
         text.replace(from, to)
     });
-    let cases: Vec<_> = cases::short().into_iter().filter(|c| c.kernel() == name).collect();
+    let cases: Vec<_> = cases::short()
+        .into_iter()
+        .filter(|c| c.kernel() == name && c.is_quick())
+        // Of the matmul family what runs the kernel, and the baseline, which can stand in for it.
+        .filter(|c| {
+            c.member().is_none_or(|m| {
+                m.splits == 1 && m.variant.name == PLAIN_OR_VEC4[usize::from(kernel.name == PLAIN.name)]
+                    || choice_uses(&m.text(), kernel.name)
+            })
+        })
+        .collect();
     doctor::examine_cases(&gpu, &cases)
 }
+
+/// Who stands in for a member, and for the baseline itself.
+const PLAIN_OR_VEC4: [&str; 2] = ["plain", "vec4-32x32"];
 
 #[test]
 fn a_right_device_is_healthy_and_the_report_says_what_was_seen() {
@@ -31,7 +44,9 @@ fn a_right_device_is_healthy_and_the_report_says_what_was_seen() {
     assert!(report.healthy && !seen.is_empty());
     for examined in &report.adapters {
         let names: Vec<&str> = examined.kernels.iter().map(|k| k.kernel).collect();
-        assert_eq!(names, ["adam", "gather", "head", "matmul", "metrics", "sgd"]);
+        for name in ["adam", "gather", "head", "matmul", "metrics", "sgd"] {
+            assert!(names.contains(&name), "{names:?}");
+        }
         for v in examined.kernels.iter().flat_map(|k| &k.variants) {
             assert!(v.cases > 0 && v.worst_ratio > 0.0 && v.worst_ratio < 1.0 && v.deterministic, "{v:?}");
         }
@@ -39,7 +54,7 @@ fn a_right_device_is_healthy_and_the_report_says_what_was_seen() {
     }
     let json = serde_json::to_value(&report).expect("a report is JSON");
     assert_eq!(json["schema_version"], 1);
-    assert_eq!(json["adapters"][0]["kernels"][3]["verdict"], "pass");
+    assert_eq!(json["adapters"][0]["kernels"][0]["verdict"], "pass");
     assert!(report.to_string().contains("all is well"), "{report}");
 }
 
@@ -59,14 +74,15 @@ fn planted_faults_make_doctor_fail() {
         (&SUBGROUP, "matmul", "1.0 - t * t", "1.0 - t"),
         (&REDUCE, "matmul", "split < SPLITS", "split + 1u < SPLITS"),
         (&PLAIN, "matmul", "if row >= params.m ||", "if row > params.m ||"),
-        (&head::KERNEL, "head", "now.soft_weight * t *", "now.soft_weight *"),
+        (&head::KERNEL, "head", "now.soft_weight * t;", "now.soft_weight;"),
         (&head::KERNEL, "head", "let soft_loss = t * t *", "let soft_loss = t *"),
-        (&head::KERNEL, "head", "b.y < a.y", "b.y > a.y"),
+        (&head::KERNEL, "head", "zj > top.x", "zj >= top.x"),
         (&head::KERNEL, "head", "f32(max(now.rows, 1u))", "f32(params.batch)"),
         (&head::KERNEL, "head", "now.smoothing / f32(params.k)", "now.smoothing"),
         (&head::KERNEL, "head", "j < params.z_stride", "j < k"),
         (&head::KERNEL, "head", "j < params.z_stride", "j < params.z_stride + 4u"),
-        (&head::KERNEL, "head", "exp((v[v_at + j] - top.z) / t)", "exp((v[v_at + j] - top.x) / t)"),
+        (&head::KERNEL, "head", "exp((v_block[i] - top.z) * inv_t)", "exp((v_block[i] - top.x) * inv_t)"),
+        (&head::KERNEL, "head", "select(0.0, all.x, labelled)", "all.x"),
         (&gather::KERNEL, "gather", "- params.chunk_start", ""),
         (&gather::KERNEL, "gather", "word >> 16u", "word >> 17u"),
         (&gather::KERNEL, "gather", "row >= steps[first].rows", "row > steps[first].rows"),

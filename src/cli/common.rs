@@ -13,6 +13,7 @@ use crate::kernels::adam::Adam;
 use crate::kernels::matmul::Activation;
 use crate::mlp::weights::{Initializer, Model, SaveOptions, StoredType, Weights, check_sizes};
 use crate::train::{Length, Recipe};
+use crate::verify::doctor::screen;
 
 #[derive(Args)]
 #[command(next_help_heading = "Device")]
@@ -26,6 +27,9 @@ pub struct DeviceArgs {
     /// Kernel choices that `limbeck tune` measured on this device, instead of the built-in ones.
     #[arg(long, value_name = "FILE")]
     profile: Option<PathBuf>,
+    /// Hold the matmul variants to the reference first, and avoid those that are wrong on this device.
+    #[arg(long)]
+    screen: bool,
 }
 
 impl DeviceArgs {
@@ -43,6 +47,12 @@ impl DeviceArgs {
         let gpu = Gpu::open(&self.choice())?;
         if !quiet {
             eprintln!("adapter: {}", gpu.report.line());
+        }
+        if self.screen {
+            let avoided = screen(&gpu)?;
+            if !avoided.is_empty() {
+                eprintln!("avoiding {}, wrong on this device: see `limbeck doctor`", avoided.join(", "));
+            }
         }
         Ok(gpu)
     }

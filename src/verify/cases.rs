@@ -74,10 +74,29 @@ fn matmul_case(i: usize, choice: Choice, replicas: usize, [m, n, k]: [usize; 3],
     })
 }
 
+/// One tile of each member (and width): these are seen with every epilogue. The other tiles differ
+/// from them in their loops, not in what follows, and drivers take a second and more to compile each
+/// combination; so they are seen with what the loops do themselves.
+pub const TYPICAL: [&str; 7] = [
+    "plain",
+    "vec4-32x32",
+    "tile-64x64",
+    "subgroup4-32x32",
+    "subgroup8-40x64",
+    "subgroup16-64x64",
+    "subgroup32-64x128",
+];
+
 /// A product whose K is split is made by a member without an epilogue and by matmul_reduce with one:
 /// all epilogues are seen where one member splits, and elsewhere those that the member itself does.
 fn asked(choice: &Choice, ends: &Ends) -> bool {
-    choice.splits == 1 || choice.variant.name == "vec4-32x32" || ends.is_bare()
+    let typical = TYPICAL.contains(&choice.variant.name);
+    match (typical, choice.splits) {
+        (true, 1) => true,
+        (true, _) => choice.variant.name == "vec4-32x32" || ends.is_bare(),
+        (false, 1) => ends.is_bare(),
+        (false, _) => ends.is_bare() && ends.row_sums,
+    }
 }
 
 fn matmuls(sizes: &[[usize; 3]]) -> Vec<Case> {
