@@ -15,7 +15,7 @@ pub(crate) const EXPECTED: &[(&str, usize)] = &[
     ("matmul_subgroup", 180),
     ("matmul_reduce", 12),
     ("ensemble", 12),
-    ("head", 18),
+    ("head", 15),
     ("metrics", 1),
     ("sgd", 2),
     ("adam", 2),
