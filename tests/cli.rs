@@ -85,7 +85,7 @@ impl Bench {
         let fixed = ["train", "--data", &self.text("data"), "--out", &self.text(out)];
         let mut args: Vec<String> = fixed.iter().chain(more).map(|s| (*s).to_owned()).collect();
         for (option, value) in [("--layers", "4,8,3"), ("--epochs", "2"), ("--batch-size", "16")] {
-            if !more.contains(&option) && !(option == "--epochs" && more.contains(&"--steps")) {
+            if !more.contains(&option) && (option != "--epochs" || !more.contains(&"--steps")) {
                 args.extend([option.to_owned(), value.to_owned()]);
             }
         }

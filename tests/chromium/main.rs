@@ -25,9 +25,9 @@ const SUBGROUP: usize = 4;
 /// How many variants of each kernel run, by hand for the same reason as in `common`.
 const RUN: &[(&str, usize)] = &[
     ("matmul_plain", 16),
-    ("matmul_vec4", 40),
+    ("matmul_vec4", 20),
     ("matmul_tile", 60),
-    ("matmul_subgroup", 20),
+    ("matmul_subgroup", 40),
     ("matmul_reduce", 12),
     ("head", 15),
 ];

@@ -1,5 +1,6 @@
 //! The matmul family: every member's every variant on one product of awkward sizes.
 
+use limbeck::kernels::matmul::family;
 use limbeck::reference::linalg::{column_sums, matmul};
 use limbeck::reference::{Activation, Bounded, Matrix, Rounded};
 
@@ -12,16 +13,14 @@ const N: usize = 29;
 const K: usize = 43;
 const REPLICAS: usize = 2;
 
-/// The dispatch of a variant; none where it wants another subgroup size, or differs from one that
-/// runs only in how often it splits K: a software driver takes half a second to build each.
+/// The dispatch of a variant; none where it wants another subgroup size.
 pub(crate) fn dispatch(variant: &Variant) -> Option<Dispatch<'_>> {
     let number = |name| constant(variant, name).map(|v| v.parse::<usize>().expect("a number"));
     let flag = |name| constant(variant, name) == Some("true");
-    let lanes = number("LANES");
-    let splits = number("SPLITS").unwrap_or(1);
-    if lanes.is_some_and(|lanes| lanes != SUBGROUP) || splits > 2 {
+    if number("LANES").is_some_and(|lanes| lanes != SUBGROUP) {
         return None;
     }
+    let splits = number("SPLITS").unwrap_or(1);
     let reduce = variant.kernel == "matmul_reduce";
     // The kernel's own splits; matmul_reduce takes them in and gives one product out.
     let parts = if reduce { 1 } else { splits };
@@ -49,12 +48,12 @@ pub(crate) fn dispatch(variant: &Variant) -> Option<Dispatch<'_>> {
     let saved = random.values(REPLICAS * M * N, 1.0);
     let k_chunk = K.div_ceil(parts).next_multiple_of(4);
 
-    let tiles = |rows: usize, cols: usize| [c_stride.div_ceil(cols), M.div_ceil(rows), REPLICAS * parts];
-    let grid = match (variant.kernel, lanes) {
-        ("matmul_plain", _) => tiles(8, 8),
-        ("matmul_reduce", _) => [(M * c_stride / 4).div_ceil(64), 1, REPLICAS],
-        (_, Some(lanes)) => tiles(number("ROW_BLOCKS")? * lanes, number("COL_VECS")? * lanes * 4),
-        _ => tiles(number("GROUP_ROWS")? * number("ROWS")?, number("GROUP_COLS")? * number("COL_VECS")? * 4),
+    let grid = match reduce {
+        true => [(M * c_stride / 4).div_ceil(64), 1, REPLICAS],
+        false => {
+            let [rows, cols] = tile(variant);
+            [c_stride.div_ceil(cols), M.div_ceil(rows), REPLICAS * parts]
+        }
     };
     let mut out = Dispatch {
         variant,
@@ -150,6 +149,17 @@ pub(crate) fn dispatch(variant: &Variant) -> Option<Dispatch<'_>> {
         });
     }
     Some(out)
+}
+
+/// Rows and columns of C that a workgroup makes, from the family's own table.
+fn tile(variant: &Variant) -> [usize; 2] {
+    let same = |(name, value): &(&str, u32)| constant(variant, name) == Some(value.to_string().as_str());
+    let is = |v: &&family::Variant| v.kernel.name == variant.kernel && v.constants.iter().all(same);
+    let found = family::VARIANTS.iter().find(is);
+    found
+        .unwrap_or_else(|| panic!("{} is not in the family's table", variant.name()))
+        .tile
+        .map(|n| n as usize)
 }
 
 fn activation(code: Option<&str>) -> Activation {
