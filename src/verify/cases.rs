@@ -116,7 +116,7 @@ fn matmuls(sizes: &[[usize; 3]]) -> Vec<Case> {
 }
 
 /// Products so long that rounding errors, split K and drivers that end a loop early have room to show:
-/// every member as far as it reaches, the cheapest two with the other products too.
+/// every choice as far as it reaches, with what its loops do themselves.
 pub fn long_products() -> Vec<Case> {
     let of = |choice: Choice, option| {
         let k = choice.reach().min(152_000);
@@ -124,17 +124,13 @@ pub fn long_products() -> Vec<Case> {
         // Of both signs, half of the sum could be missing within the bound of the whole.
         Case::Matmul(matmul::Case { data: Data::Positive, ..case })
     };
-    let names =
-        ["plain", "vec4-32x32", "tile-32x32", "subgroup4-8x16", "subgroup8-32x32", "subgroup16-16x64"];
-    let tasks = Ends::all().into_iter().enumerate();
-    let bare: Vec<usize> = tasks.filter(|(_, (_, ends))| ends.is_bare()).map(|(i, _)| i).collect();
-    let asked = |choice: &Choice| match names.contains(&choice.variant.name) {
-        true => bare.clone(),
-        false => vec![bare[0]],
-    };
-    let of_choice =
-        |choice: Choice| asked(&choice).into_iter().map(|option| of(choice, option)).collect::<Vec<_>>();
-    choices().into_iter().flat_map(of_choice).collect()
+    let mut all = Vec::new();
+    for choice in choices() {
+        let typical = TYPICAL.contains(&choice.variant.name);
+        let bare = Ends::all().into_iter().enumerate().filter(|(_, (_, e))| e.is_bare() && asked(&choice, e));
+        all.extend(bare.take(if typical { usize::MAX } else { 1 }).map(|(option, _)| of(choice, option)));
+    }
+    all
 }
 
 fn head_case(i: usize, replicas: usize, form: Form, [batch, k]: [usize; 2], teacher: From) -> Case {
