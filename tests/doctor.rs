@@ -21,7 +21,7 @@ fn examine_with(kernel: &'static limbeck::gpu::Kernel, name: &str, from: &str, t
     });
     let cases: Vec<_> = cases::short()
         .into_iter()
-        .filter(|c| c.kernel() == name && c.is_quick())
+        .filter(|c| c.kernel() == name && c.is_quick() && c.builds_checked())
         // Of the matmul family what runs the kernel, and the baseline, which can stand in for it.
         .filter(|c| {
             c.member().is_none_or(|m| {

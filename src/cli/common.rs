@@ -187,12 +187,17 @@ impl TrainingArgs {
             true => Ok(v),
             false => Err(Error::usage(name, "a number of at least 0", v.to_string())),
         };
+        // At 0 a parameter that never had a gradient would become 0 / 0.
+        let above_zero = |name: &str, v: f64| match v > 0.0 && v.is_finite() {
+            true => Ok(v),
+            false => Err(Error::usage(name, "a number above 0", v.to_string())),
+        };
         let weight_decay = not_negative("--weight-decay", self.weight_decay)?;
         let adam = |decoupled| -> Result<Optimizer> {
             Ok(Optimizer::Adam(Adam {
                 beta_1: share("--beta1", self.beta1)?,
                 beta_2: share("--beta2", self.beta2)?,
-                epsilon: not_negative("--epsilon", self.epsilon)?,
+                epsilon: above_zero("--epsilon", self.epsilon)?,
                 weight_decay,
                 decoupled,
             }))

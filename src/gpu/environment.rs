@@ -5,16 +5,10 @@ use std::path::PathBuf;
 /// Prepares the process for Vulkan drivers. Called by the binary before anything else; whatever the
 /// user has set wins.
 ///
-/// - Mesa's lavapipe uses 256-bit vectors even where the CPU has 512; the wider form is faster
-///   for matrix products. The adapter's name shows the width in use.
-/// - Mesa's shader cache takes no notice of that width and would hand one width's code to another,
-///   so that each width gets a cache of its own.
+/// - Mesa's shader cache takes no notice of `LP_NATIVE_VECTOR_WIDTH`, lavapipe's vector width, and
+///   would hand one width's code to another: a width that the user chose gets a cache of its own.
 /// - Without `XDG_RUNTIME_DIR` the loader prints a line that looks like an error and is none.
 pub fn prepare() {
-    #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx512f") {
-        default("LP_NATIVE_VECTOR_WIDTH", "512");
-    }
     if let Ok(width) = std::env::var("LP_NATIVE_VECTOR_WIDTH") {
         let cache = std::env::var_os("XDG_CACHE_HOME")
             .map(PathBuf::from)
