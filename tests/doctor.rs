@@ -132,7 +132,8 @@ fn runs_avoid_a_wrong_member_and_end_where_none_is_right() {
 
     let gpu = open();
     for kernel in [&PLAIN, &VEC4, &TILE, &SUBGROUP, &REDUCE] {
-        gpu.plant(kernel, |text| text.replace("params.bias_replica + col", "params.bias_replica"));
+        // Seen by every tile, whatever its epilogue: the wrong replica of A.
+        gpu.plant(kernel, |text| text.replace("params.a_replica", "params.b_replica"));
     }
     let error = doctor::screen(&gpu).expect_err("no right member");
     assert_eq!(error.exit_code(), 1);

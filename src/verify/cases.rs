@@ -99,7 +99,7 @@ fn asked(choice: &Choice, ends: &Ends) -> bool {
     }
 }
 
-fn matmuls(sizes: &[[usize; 3]], asked: fn(&Choice, &Ends) -> bool) -> Vec<Case> {
+fn matmuls(sizes: &[[usize; 3]]) -> Vec<Case> {
     let mut i = Counter::default();
     let mut all = Vec::new();
     for choice in choices() {
@@ -299,18 +299,7 @@ pub fn thorough() -> Vec<Case> {
         reductions(&[1, 3, 31, 64, 65, 257]),
         updates(&[1, 3, 31, 64, 65, 257, 1021, 66_000]),
     ];
-    [matmuls(&MATMUL_SIZES, asked), long_products(), heads(&HEAD_SIZES), wide_heads(), rest.concat()].concat()
-}
-
-/// What doctor asks of a product: every choice with what its loops do, and every epilogue where
-/// compiling it is cheap; the epilogue is one text, and a user waits for this.
-fn asked_by_doctor(choice: &Choice, ends: &Ends) -> bool {
-    let name = choice.variant.name;
-    match name {
-        "plain" | "vec4-32x32" => asked(choice, ends),
-        _ if choice.splits == 1 && TYPICAL.contains(&name) => ends.is_bare(),
-        _ => ends.is_bare() && ends.row_sums,
-    }
+    [matmuls(&MATMUL_SIZES), long_products(), heads(&HEAD_SIZES), wide_heads(), rest.concat()].concat()
 }
 
 /// What doctor runs: every choice and every other kernel's variants, on sizes past one tile.
@@ -318,12 +307,6 @@ pub fn short() -> Vec<Case> {
     let rest = [ensembles(&[[5, 67]]), gathers(&[[65, 31], [31, 65]]), reductions(&[65]), updates(&[1021])];
     let typical = |c: &Choice| c.splits == 1 && TYPICAL.contains(&c.variant.name);
     let long = long_products().into_iter().filter(|c| c.member().is_some_and(|m| typical(&m)));
-    [
-        matmuls(&[[131, 67, 37]], asked_by_doctor),
-        long.collect(),
-        heads(&[[65, 10], [3, 257]]),
-        wide_heads(),
-        rest.concat(),
-    ]
-    .concat()
+    [matmuls(&[[131, 67, 37]]), long.collect(), heads(&[[65, 10], [3, 257]]), wide_heads(), rest.concat()]
+        .concat()
 }
