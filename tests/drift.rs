@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use limbeck::gpu::pipeline::{
-    Access, BASELINE_INVOCATIONS, BASELINE_WORKGROUP_MEMORY, Binding, Reflection, reflect,
+    Access, BASELINE_INVOCATIONS, BASELINE_WORKGROUP_MEMORY, Binding, Constants, Reflection, reflect,
 };
 use limbeck::gpu::{Constant, Kernel};
 use limbeck::kernels;
@@ -21,7 +21,7 @@ const BASELINE_STORAGE_BUFFERS: usize = 8;
 type Fields = &'static [(&'static str, usize, usize)];
 
 /// Every kernel with every combination of constants: name, constants, reflection.
-fn all() -> Vec<(&'static Kernel, Vec<(&'static str, Constant)>, Reflection)> {
+fn all() -> Vec<(&'static Kernel, Constants, Reflection)> {
     let variants =
         |kernel: &'static Kernel| (kernel.variants)().into_iter().map(move |constants| (kernel, constants));
     kernels::all()
