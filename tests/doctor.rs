@@ -21,7 +21,7 @@ fn examine_with(kernel: &'static limbeck::gpu::Kernel, name: &str, from: &str, t
     });
     let cases: Vec<_> = cases::short()
         .into_iter()
-        .filter(|c| c.kernel() == name && c.is_quick() && c.builds_checked())
+        .filter(|c| c.kernel() == name && c.is_quick())
         // Of the matmul family what runs the kernel, and the baseline, which can stand in for it.
         .filter(|c| {
             c.member().is_none_or(|m| {
@@ -30,7 +30,7 @@ fn examine_with(kernel: &'static limbeck::gpu::Kernel, name: &str, from: &str, t
             })
         })
         .collect();
-    doctor::examine_cases(&gpu, &cases)
+    doctor::examine(&[gpu], &cases)
 }
 
 /// Who stands in for a member, and for the baseline itself.
@@ -144,7 +144,7 @@ fn runs_avoid_a_wrong_member_and_end_where_none_is_right() {
 fn one_wrong_kernel_is_blamed_alone() {
     let gpu = open();
     gpu.plant(&metrics::KERNEL, |text| text.replace("i += 64u", "i += 65u"));
-    let examined = doctor::examine(&gpu);
+    let examined = doctor::examine(&[gpu], &cases::short());
     for k in &examined.kernels {
         let expected = if k.kernel == "metrics" { Health::Fail } else { Health::Pass };
         assert_eq!(k.verdict, expected, "{}", k.kernel);
@@ -168,7 +168,7 @@ fn a_choice_that_matches_nothing_is_exit_3_and_a_lost_device_is_not_healthy() {
     }
     let gpu = open();
     gpu.lose();
-    let examined = doctor::examine(&gpu);
+    let examined = doctor::examine(&[gpu], &cases::short());
     assert!(!examined.healthy() && examined.error.is_some());
 }
 

@@ -37,7 +37,7 @@ const fn form(lanes: u32, block: u32, held: bool) -> Form {
 /// Every form that the host can ask for.
 pub const FORMS: [Form; 5] = [
     form(1, 32, true),
-    form(1, 1024, true),
+    form(1, 32, false),
     form(8, 32, true),
     form(64, 16, true),
     form(64, 32, false),

@@ -1,6 +1,7 @@
 //! `limbeck doctor`: every kernel variant on every adapter of this machine, held to the reference.
 
 use std::collections::BTreeMap;
+use std::sync::Mutex;
 use std::time::Instant;
 
 use serde::Serialize;
@@ -112,40 +113,55 @@ pub fn run(choice: &AdapterChoice, mut progress: impl FnMut(&str)) -> Result<Rep
     for adapter in chosen {
         progress(&adapter.line());
         let this = AdapterChoice { adapter: Some(adapter.index.to_string()), ..choice.clone() };
-        examined.push(match Gpu::open(&this) {
-            Ok(gpu) => examine(&gpu),
+        // A software driver compiles on one thread per device, and compiling is what takes long.
+        let devices = std::thread::available_parallelism().map_or(1, |n| n.get().min(4));
+        examined.push(match (0..devices).map(|_| Gpu::open(&this)).collect::<Result<Vec<_>>>() {
+            Ok(gpus) => examine(&gpus, &cases::short()),
             Err(e) => Examined::broken(adapter, &e),
         });
     }
     Ok(Report::new(examined, began))
 }
 
-/// Checks every variant on one open device.
-pub fn examine(gpu: &Gpu) -> Examined {
-    examine_cases(gpu, &cases::short())
-}
-
-/// As [`examine`], with a list of one's own.
-pub fn examine_cases(gpu: &Gpu, cases: &[Case]) -> Examined {
+/// Runs the cases on an adapter, shared out among devices that were opened on it: each variant on one.
+pub fn examine(gpus: &[Gpu], cases: &[Case]) -> Examined {
     let began = Instant::now();
-    let mut kernels: BTreeMap<&'static str, BTreeMap<String, Variant>> = BTreeMap::new();
+    let gpu = &gpus[0];
+    let mut groups: BTreeMap<(&'static str, String), Vec<&Case>> = BTreeMap::new();
     for case in cases.iter().filter(|c| c.runs_on(gpu)) {
-        let variants = kernels.entry(case.kernel()).or_default();
-        variants.entry(case.variant()).or_insert_with(|| Variant::new(case)).examine(gpu, case);
+        groups.entry((case.kernel(), case.variant())).or_default().push(case);
     }
-    let kernels: Vec<Kernel> = kernels
-        .into_iter()
-        .map(|(kernel, variants)| Kernel::new(kernel, variants.into_values().collect()))
-        .collect();
+    let mut longest_last: Vec<Vec<&Case>> = groups.into_values().collect();
+    longest_last.sort_by_key(Vec::len);
+    let (waiting, done) = (Mutex::new(longest_last), Mutex::new(Vec::new()));
+    let next = || waiting.lock().ok()?.pop();
+    std::thread::scope(|scope| {
+        for gpu in gpus {
+            scope.spawn(|| {
+                while let Some(group) = next() {
+                    let variant = Variant::examined(gpu, &group);
+                    if let Ok(mut done) = done.lock() {
+                        done.push((group[0].kernel(), variant));
+                    }
+                }
+            });
+        }
+    });
+    let mut kernels: BTreeMap<&'static str, Vec<Variant>> = BTreeMap::new();
+    for (kernel, variant) in done.into_inner().unwrap_or_default() {
+        kernels.entry(kernel).or_default().push(variant);
+    }
+    let kernels: Vec<Kernel> = kernels.into_iter().map(|(kernel, v)| Kernel::new(kernel, v)).collect();
     let avoided = kernels.iter().flat_map(|k| &k.variants).filter(|v| v.verdict == Health::Avoid);
     let avoid = avoided.map(|v| v.variant.clone()).collect();
     let (timestamps, fault) = match timestamps(gpu) {
         Ok(found) => (found, None),
         Err(e) => (None, Some(e.to_string())),
     };
+    let lost = || gpus.iter().find_map(|gpu| gpu.check().err()).map(|e| e.to_string());
     Examined {
         adapter: gpu.report.clone(),
-        error: fault.or_else(|| gpu.check().err().map(|e| e.to_string())),
+        error: fault.or_else(lost),
         timestamps,
         avoid,
         kernels,
@@ -154,16 +170,19 @@ pub fn examine_cases(gpu: &Gpu, cases: &[Case]) -> Examined {
 }
 
 impl Variant {
-    fn new(case: &Case) -> Self {
-        Self {
-            variant: case.variant(),
+    /// The variant that all of the cases are of, after them.
+    fn examined(gpu: &Gpu, cases: &[&Case]) -> Self {
+        let mut variant = Self {
+            variant: cases[0].variant(),
             verdict: Health::Pass,
             cases: 0,
             worst_ratio: 0.0,
             deterministic: true,
             fault: None,
-            member: case.member(),
-        }
+            member: cases[0].member(),
+        };
+        cases.iter().for_each(|case| variant.examine(gpu, case));
+        variant
     }
 
     fn examine(&mut self, gpu: &Gpu, case: &Case) {
@@ -192,7 +211,16 @@ impl Variant {
 
 impl Kernel {
     fn new(kernel: &'static str, mut variants: Vec<Variant>) -> Self {
-        // A member that does not split K was seen with every epilogue: it can do all of the family's work.
+        variants.sort_by(|a, b| a.variant.cmp(&b.variant));
+        // The smallest tile of a shader was seen with every epilogue and speaks for its other tiles.
+        let shader = |v: &Variant| v.member.map(|m| m.variant.kernel.name);
+        let speaks = |v: &&Variant| v.member.is_some_and(|m| cases::SMALLEST.contains(&m.text().as_str()));
+        for wrong in variants.clone().iter().filter(speaks).filter(|v| v.verdict == Health::Fail) {
+            for v in variants.iter_mut().filter(|v| shader(v) == shader(wrong)) {
+                v.blame(format!("the same shader as {}", wrong.variant));
+            }
+        }
+        // A member that does not split K can do all of the family's work.
         let whole = |v: &Variant| v.member.is_some_and(|m| m.splits == 1) && v.verdict == Health::Pass;
         if variants.iter().any(whole) {
             let wrong = variants.iter_mut().filter(|v| v.verdict == Health::Fail);
@@ -284,7 +312,7 @@ impl Examined {
 pub fn screen(gpu: &Gpu) -> Result<Vec<String>> {
     let matmuls: Vec<Case> =
         cases::short().into_iter().filter(|c| c.member().is_some() && c.is_quick()).collect();
-    let found = examine_cases(gpu, &matmuls);
+    let found = examine(std::slice::from_ref(gpu), &matmuls);
     gpu.check()?;
     if !found.healthy() {
         return Err(Error::Run(found.complaint()));

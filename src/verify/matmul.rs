@@ -70,6 +70,16 @@ impl Ends {
         Self { row_sums: false, ..*self } == Self::default()
     }
 
+    /// One of the three products of a layer with ReLU: what nearly every run dispatches.
+    pub fn is_usual(&self, form: Form) -> bool {
+        let usual = match form {
+            Form::Forward => Self { bias: true, activation: Activation::Relu, ..Self::default() },
+            Form::InputGradient => Self { mask: Activation::Relu, ..Self::default() },
+            Form::WeightGradient => Self { row_sums: true, ..Self::default() },
+        };
+        *self == usual
+    }
+
     fn text(&self, form: Form) -> String {
         let mut text = match form {
             Form::Forward => "forward",

@@ -103,12 +103,6 @@ impl Case {
         }
     }
 
-    /// Whether drivers compile the case's variant with run-time checks in a bearable time: a head that
-    /// holds a long row in one invocation takes lavapipe minutes, and a second without them.
-    pub fn builds_checked(&self) -> bool {
-        !matches!(self, Self::Head(c) if c.form.block > 64)
-    }
-
     /// Whether the device has what the case's variant needs.
     pub fn runs_on(&self, gpu: &Gpu) -> bool {
         match self {
