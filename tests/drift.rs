@@ -96,7 +96,10 @@ fn the_step_is_the_same_struct_everywhere() {
         assert_eq!((slot.access, slot.size), (Access::Uniform, 16), "{}", kernel.name);
         seen.insert(kernel.name);
     }
-    assert_eq!(seen.into_iter().collect::<Vec<_>>(), ["adam", "ensemble", "gather", "head", "sgd"]);
+    assert_eq!(
+        seen.into_iter().collect::<Vec<_>>(),
+        ["adam", "ensemble", "feature_hint", "feature_similarity", "gather", "head", "sgd"]
+    );
 }
 
 #[test]

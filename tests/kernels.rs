@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 
 use limbeck::gpu::{AdapterChoice, Gpu};
+use limbeck::kernels::feature;
 use limbeck::kernels::matmul::VARIANTS;
 use limbeck::kernels::matmul::family::SPLITS;
 use limbeck::kernels::{self};
@@ -88,6 +89,8 @@ fn every_kernel_and_every_combination_of_constants_is_among_the_cases() {
     }
     // Three members of an ensemble are three variants: the first, one in the middle, the last.
     assert_eq!(3 * of("ensemble"), (kernels::ensemble::KERNEL.variants)().len());
+    // Of the feature losses each is a kernel.
+    assert_eq!(of("feature"), feature::KERNELS.len());
     assert_eq!(of("matmul"), matmul::choices().len());
     // Of the matmul family a typical tile of each member has every epilogue, and with a split K every
     // one that it does itself; the other tiles have what their loops do; matmul_reduce has every epilogue.
@@ -95,7 +98,7 @@ fn every_kernel_and_every_combination_of_constants_is_among_the_cases() {
         .iter()
         .filter_map(|c| if let Case::Matmul(c) = c { Some((c.choice.text(), c.task())) } else { None })
         .collect();
-    let (ends, bare) = (16, 4);
+    let (ends, bare) = (19, 4);
     assert_eq!(matmul::Ends::all().len(), ends);
     let (typical, splits) = (cases::TYPICAL.len(), SPLITS.len() - 1);
     let others = VARIANTS.len() - typical;
@@ -105,7 +108,7 @@ fn every_kernel_and_every_combination_of_constants_is_among_the_cases() {
     assert_eq!(products.len(), expected);
     // The yardsticks of bench compute nothing that a run uses.
     let yardsticks = 2;
-    assert_eq!(kernels::all().len(), 6 + matmul_kernels() + yardsticks, "a kernel that no case runs");
+    assert_eq!(kernels::all().len(), 8 + matmul_kernels() + yardsticks, "a kernel that no case runs");
 }
 
 /// Distinct shaders of the family.

@@ -12,6 +12,7 @@
 //! softmax     log-sum-exp, softmax and log-softmax with temperature
 //! losses      one row: every hard and soft loss with its gradient
 //! head        a batch: hard and soft losses, metrics and d_z
+//! features    hints and similarity preserving, on a hidden layer
 //! mlp         forward and backward of a multilayer perceptron
 //! optimizer   SGD and Adam, in PyTorch's and Keras's conventions
 //! train       one distillation step, and a loop over batches
@@ -21,6 +22,7 @@
 //! A violated precondition panics here: only tests and `doctor` call this room, and they own their inputs.
 
 pub mod activation;
+pub mod features;
 pub mod head;
 pub mod linalg;
 pub mod losses;

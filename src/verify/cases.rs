@@ -2,6 +2,7 @@
 
 use crate::kernels::adam::Adam;
 use crate::kernels::ensemble::Rule;
+use crate::kernels::feature::Kind;
 use crate::kernels::head::{self as kernel, FORMS};
 use crate::kernels::matmul::{Choice, Form};
 use crate::rng::{self, stream};
@@ -9,7 +10,7 @@ use crate::verify::head::From;
 use crate::verify::inputs::Data;
 use crate::verify::matmul::{Ends, Shared, choices};
 use crate::verify::zone::Padding;
-use crate::verify::{Case, adam, ensemble, gather, head, matmul, metrics, sgd};
+use crate::verify::{Case, adam, ensemble, feature, gather, head, matmul, metrics, sgd};
 
 /// m, n, k: each of 1, 3, 31, 64, 65 and 257 in each place, and one past the largest tile.
 pub const MATMUL_SIZES: [[usize; 3]; 10] = [
@@ -226,6 +227,31 @@ fn ensembles(sizes: &[[usize; 2]]) -> Vec<Case> {
     all
 }
 
+fn features(sizes: &[[usize; 2]]) -> Vec<Case> {
+    let mut i = Counter::default();
+    let mut all = Vec::new();
+    for [batch, width] in sizes {
+        for kind in Kind::ALL {
+            for replicas in [1, 3] {
+                let i = i.next();
+                all.push(Case::Feature(feature::Case {
+                    kind,
+                    batch: *batch,
+                    rows: if pick(&[true, false], i, 4) { batch.div_ceil(2) } else { *batch },
+                    width: *width,
+                    replicas,
+                    one_teacher: pick(&[true, false], i, 5),
+                    weight: pick(&[1.0, 0.3, 50.0], i, 8),
+                    padding: padding(i),
+                    data: pick(&Data::ALL, i, 1),
+                    seed: i as u64,
+                }));
+            }
+        }
+    }
+    all
+}
+
 fn gathers(sizes: &[[usize; 2]]) -> Vec<Case> {
     let mut i = Counter::default();
     let mut all = Vec::new();
@@ -318,6 +344,7 @@ fn updates(lens: &[usize]) -> Vec<Case> {
 pub fn thorough() -> Vec<Case> {
     let rest = [
         ensembles(&[[1, 2], [3, 31], [5, 64], [3, 65], [2, 257], [2, 1000]]),
+        features(&[[1, 1], [3, 31], [31, 64], [64, 3], [65, 65], [13, 257], [129, 7]]),
         gathers(&[[1, 1], [3, 31], [31, 64], [64, 3], [65, 65], [257, 257], [7, 784]]),
         reductions(&[1, 3, 31, 64, 65, 257]),
         updates(&[1, 3, 31, 64, 65, 257, 1021, 66_000]),
@@ -334,7 +361,13 @@ pub fn thorough() -> Vec<Case> {
 
 /// What doctor runs: every choice and every other kernel's variants, on sizes past one tile.
 pub fn short() -> Vec<Case> {
-    let rest = [ensembles(&[[5, 67]]), gathers(&[[65, 31], [31, 65]]), reductions(&[65]), updates(&[1021])];
+    let rest = [
+        ensembles(&[[5, 67]]),
+        features(&[[67, 31]]),
+        gathers(&[[65, 31], [31, 65]]),
+        reductions(&[65]),
+        updates(&[1021]),
+    ];
     // As far as the shortest lists of the tests reach, on the tile that compiles soonest.
     let smallest = |c: &Choice| c.splits == 1 && SMALLEST.contains(&c.variant.name);
     let long = long_products().into_iter().filter(|c| c.member().is_some_and(|m| smallest(&m)));

@@ -57,7 +57,10 @@ impl Ends {
         for activation in [Identity, Relu, Tanh, Gelu] {
             all.push((Form::Forward, Self { bias: true, activation, ..Self::default() }));
             if activation != Identity {
-                all.push((Form::InputGradient, Self { mask: activation, ..Self::default() }));
+                // With a part of the gradient that a feature loss has left there.
+                for accumulate in [false, true] {
+                    all.push((Form::InputGradient, Self { mask: activation, accumulate, ..Self::default() }));
+                }
             }
         }
         all.push((Form::Forward, Self { bias: true, keep: true, activation: Gelu, ..Self::default() }));

@@ -9,7 +9,7 @@
 //! ```text
 //! zone     tensors in poisoned memory
 //! inputs   the kinds of data
-//! matmul, gather, head, ensemble, metrics, sgd, adam    one kernel each: its Case and its check
+//! matmul, gather, head, feature, ensemble, metrics, sgd, adam    one kernel each: its Case and its check
 //! cases    the fixed lists: thorough for the tests, short for doctor
 //! doctor   all of it on every adapter, with a verdict per kernel
 //! ```
@@ -18,6 +18,7 @@ pub mod adam;
 pub mod cases;
 pub mod doctor;
 pub mod ensemble;
+pub mod feature;
 pub mod gather;
 pub mod head;
 mod inputs;
@@ -45,6 +46,8 @@ pub enum Case {
     Gather(gather::Case),
     /// See [`head`].
     Head(head::Case),
+    /// See [`feature`].
+    Feature(feature::Case),
     /// See [`ensemble`].
     Ensemble(ensemble::Case),
     /// See [`metrics`].
@@ -65,6 +68,7 @@ impl Case {
             Self::Matmul(c) => matmul::check(gpu, c),
             Self::Gather(c) => gather::check(gpu, c),
             Self::Head(c) => head::check(gpu, c),
+            Self::Feature(c) => feature::check(gpu, c),
             Self::Ensemble(c) => ensemble::check(gpu, c),
             Self::Metrics(c) => metrics::check(gpu, c),
             Self::Sgd(c) => sgd::check(gpu, c),
@@ -78,6 +82,7 @@ impl Case {
             Self::Matmul(_) => "matmul",
             Self::Gather(_) => "gather",
             Self::Head(_) => "head",
+            Self::Feature(_) => "feature",
             Self::Ensemble(_) => "ensemble",
             Self::Metrics(_) => "metrics",
             Self::Sgd(_) => "sgd",
@@ -117,6 +122,7 @@ impl Case {
             Self::Matmul(c) => c.variant(),
             Self::Gather(c) => c.variant(),
             Self::Head(c) => c.variant(),
+            Self::Feature(c) => c.kind.name().to_owned(),
             Self::Ensemble(c) => c.variant(),
             Self::Metrics(_) => String::new(),
             Self::Sgd(c) => c.variant(),

@@ -169,7 +169,9 @@ impl Flags {
                 all.push(Self { keep, ..forward });
             }
             if activation != Activation::Identity {
-                all.push(Self { mask: activation, ..plain(Form::InputGradient) });
+                for accumulate in [false, true] {
+                    all.push(Self { mask: activation, accumulate, ..plain(Form::InputGradient) });
+                }
             }
         }
         for accumulate in [false, true] {
