@@ -73,6 +73,7 @@ def student(folder, form):
 def with_keras(folder, x):
     import keras
 
+    keras.utils.set_random_seed(0)
     logging.getLogger("absl").setLevel(logging.ERROR)  # .h5 is legacy: that is why it is here
     gelu = lambda z: keras.activations.gelu(z, approximate=True)
     for activation, function in {"relu": "relu", "tanh": "tanh", "gelu": gelu}.items():
