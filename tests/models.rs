@@ -229,7 +229,8 @@ fn what_is_written_is_read_again() {
         mean: Some(vec![0.1; 5]),
         inv_std: Some(vec![1.7, 2.0, 0.3, 1e-7, 3e8]),
     };
-    let model = Model { weights, normalisation: Some(normalisation), activation_known: true };
+    let class_names = Some(["a", "b, or \"c\"", "é"].map(str::to_owned).to_vec());
+    let model = Model { weights, normalisation: Some(normalisation), class_names, activation_known: true };
     for keras in [false, true] {
         for (dtype, precision) in [(StoredType::F32, 0.0), (StoredType::F16, 1e-3), (StoredType::Bf16, 8e-3)]
         {
@@ -237,8 +238,8 @@ fn what_is_written_is_read_again() {
             model.save(&path, SaveOptions { dtype, keras }).expect("saved");
             let read = load(&path);
             assert_eq!(
-                (&read.normalisation, read.weights.activation),
-                (&model.normalisation, Activation::Gelu)
+                (&read.normalisation, &read.class_names, read.weights.activation),
+                (&model.normalisation, &model.class_names, Activation::Gelu)
             );
             for (a, b) in read.weights.layers.iter().zip(&model.weights.layers) {
                 for (x, y) in a.weight.iter().zip(&b.weight) {

@@ -126,7 +126,7 @@ impl NetworkArgs {
             _ => Initializer::He,
         };
         let weights = Weights::init(&self.layers, activation, how, seed)?;
-        Ok(Model { weights, normalisation: None, activation_known: true })
+        Ok(Model { weights, normalisation: None, class_names: None, activation_known: true })
     }
 }
 

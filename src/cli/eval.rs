@@ -48,12 +48,17 @@ enum Part {
 pub fn run(args: &Args) -> Result<()> {
     let split = args.data.load(true)?;
     let rows = match args.split {
-        Part::Train => &split.train,
-        Part::Test => split.test.as_ref().ok_or_else(|| {
+        Part::Train => split.train,
+        Part::Test => split.test.ok_or_else(|| {
             Error::usage("--data", "test rows", "training rows only").with_hint("try --split train")
         })?,
     };
     let model = args.foreign.load(&args.model)?;
+    let rows = match &model.class_names {
+        Some(names) => rows.with_class_names(names)?,
+        None => rows,
+    };
+    let rows = &rows;
     let sizes = model.weights.sizes();
     let classes = sizes.last().copied().unwrap_or(0);
     if sizes[0] != rows.features() || classes < rows.classes {

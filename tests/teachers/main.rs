@@ -6,3 +6,4 @@ mod files;
 mod input;
 mod logits;
 mod rows;
+mod tables;

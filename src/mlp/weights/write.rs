@@ -6,7 +6,6 @@ use std::path::Path;
 use safetensors::tensor::{Dtype, TensorView};
 
 use super::{Layer, Model, Weights, write_atomically};
-use crate::data::Normalisation;
 use crate::error::{Error, Result};
 
 /// How numbers are stored. Training and inference always compute in f32.
@@ -64,7 +63,7 @@ impl Weights {
     /// # Errors
     /// [`Error::Io`] where the folder cannot be written.
     pub fn save(&self, path: &Path) -> Result<()> {
-        save(self, None, path, SaveOptions::default())
+        save(self, [None, None], path, SaveOptions::default())
     }
 }
 
@@ -75,13 +74,16 @@ impl Model {
     /// [`Error::Io`] where the folder cannot be written; [`Error::Run`] where a value is too large for
     /// the type.
     pub fn save(&self, path: &Path, options: SaveOptions) -> Result<()> {
-        save(&self.weights, self.normalisation.as_ref(), path, options)
+        let failed = |e: serde_json::Error| Error::io("write", path, e.into());
+        let normalisation = self.normalisation.as_ref().map(serde_json::to_string).transpose();
+        let names = self.class_names.as_ref().map(serde_json::to_string).transpose();
+        save(&self.weights, [normalisation.map_err(failed)?, names.map_err(failed)?], path, options)
     }
 }
 
 fn save(
     weights: &Weights,
-    normalisation: Option<&Normalisation>,
+    [normalisation, class_names]: [Option<String>; 2],
     path: &Path,
     options: SaveOptions,
 ) -> Result<()> {
@@ -113,9 +115,8 @@ fn save(
         ("activation".to_owned(), weights.activation.name().to_owned()),
         ("producer".to_owned(), format!("limbeck {}", env!("CARGO_PKG_VERSION"))),
     ]);
-    if let Some(n) = normalisation {
-        let text = serde_json::to_string(n).map_err(|e| Error::io("write", path, e.into()))?;
-        metadata.insert("normalisation".to_owned(), text);
+    for (name, text) in [("normalisation", normalisation), ("class_names", class_names)] {
+        metadata.extend(text.map(|text| (name.to_owned(), text)));
     }
     let bytes = safetensors::serialize(views, Some(metadata))
         .map_err(|e| Error::io("write", path, std::io::Error::other(e)))?;
