@@ -13,6 +13,7 @@ mod export;
 mod job;
 mod logits;
 mod predict;
+mod seeds;
 mod teachers;
 mod train;
 mod tune;

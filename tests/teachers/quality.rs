@@ -108,3 +108,54 @@ fn eval_and_compare_say_what_the_logits_do() {
     fails(&["compare", &a, "--data", &data], 2, &["<B>"]);
     fails(&["compare", &a, &bench.text("none"), "--data", &data], 4, &["none"]);
 }
+
+/// Several seeds: each student is the one that its seed gives whatever its neighbours, is evaluated as
+/// `eval` does, and the statistics are those of its errors.
+#[test]
+fn seeds_make_pairs() {
+    let bench = Bench::new();
+    let teacher = bench.teacher("teacher", &[]);
+    let run = |out: &str, seed: &str, more: &[&str]| {
+        let fixed = ["--teacher", &teacher, "--lr", "0.02", "--seed", seed];
+        bench.distil(out, &[&fixed, more].concat())
+    };
+    let report = run("three", "5", &["--seeds", "3", "--labels-per-class", "2"]);
+    let file = fs::read(bench.path("three/seeds.json")).expect("seeds.json");
+    assert_eq!(serde_json::from_slice::<serde_json::Value>(&file).expect("JSON"), report);
+    assert_eq!(report["seeds"], serde_json::json!([5, 6, 7]));
+    let data = bench.text("data");
+    let errors = |kind: &str, seed: i32| {
+        let model = bench.text(&format!("three/{kind}-{seed}"));
+        let seen = json(&["eval", "--data", &data, "--model", &model, "--json"]);
+        seen["quality"]["errors"].as_f64().expect("errors")
+    };
+    let [distilled, scratch] = ["seed", "scratch"].map(|kind| [5, 6, 7].map(|seed| errors(kind, seed)));
+    for (arm, found) in [("distilled", distilled), ("scratch", scratch)] {
+        let by_seed: Vec<f64> =
+            serde_json::from_value(report[arm]["errors_by_seed"].clone()).expect("numbers");
+        assert_eq!(by_seed, found, "{arm}");
+        close(&report[arm]["errors"]["mean"], found.iter().sum::<f64>() / 3.0);
+        assert!(report[arm]["agreement"]["mean"].as_f64() > Some(0.3), "{report}");
+    }
+    let differences: Vec<f64> = distilled.iter().zip(scratch).map(|(a, b)| a - b).collect();
+    let mean = differences.iter().sum::<f64>() / 3.0;
+    close(&report["errors"]["difference"]["mean"], mean);
+    let deviation = (differences.iter().map(|d| (d - mean).powi(2)).sum::<f64>() / 2.0).sqrt();
+    assert!(deviation > 0.0, "the same difference three times shows little");
+    let t = mean / (deviation / 3f64.sqrt());
+    close(&report["errors"]["p"], 1.0 - t.abs() / (2.0 + t * t).sqrt());
+
+    run("all", "5", &["--seeds", "3"]);
+    run("two", "6", &["--seeds", "2"]);
+    let read = |file: &str| fs::read(bench.path(file)).expect("a model");
+    for kind in ["seed-6/student", "seed-7/student", "scratch-6/model", "scratch-7/model"] {
+        let [a, b] = ["all", "two"].map(|run| read(&format!("{run}/{kind}.safetensors")));
+        assert!(a == b, "{kind}: another neighbour, other bits");
+    }
+    assert_ne!(read("two/seed-6/student.safetensors"), read("two/seed-7/student.safetensors"));
+    let out = bench.text("three");
+    let again =
+        ["distill", "--data", &data, "--teacher", &teacher, "--layers", "7,3", "--seeds", "2", "--out", &out];
+    fails(&again, 2, &["seeds.json exists", "--force"]);
+    fails(&[&again[..7], &["--seeds", "1", "--out", &out]].concat(), 2, &["--seeds"]);
+}

@@ -1,9 +1,7 @@
 //! Safetensors out: PyTorch's layout, or Keras's.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::path::Path;
-
-use safetensors::tensor::{Dtype, TensorView};
 
 use super::{Layer, Model, Weights, write_atomically};
 use crate::error::{Error, Result};
@@ -21,11 +19,12 @@ pub enum StoredType {
 }
 
 impl StoredType {
-    fn dtype(self) -> Dtype {
+    /// What safetensors calls it.
+    pub(crate) fn name(self) -> &'static str {
         match self {
-            Self::F32 => Dtype::F32,
-            Self::F16 => Dtype::F16,
-            Self::Bf16 => Dtype::BF16,
+            Self::F32 => "F32",
+            Self::F16 => "F16",
+            Self::Bf16 => "BF16",
         }
     }
 
@@ -103,13 +102,8 @@ fn save(
             tensors.push((name, shape, options.dtype.encode(values)));
         }
     }
-    let views = tensors.iter().map(|(name, shape, bytes)| {
-        let view = TensorView::new(options.dtype.dtype(), shape.clone(), bytes)
-            .expect("the layer's sizes match its values");
-        (name, view)
-    });
     let sizes = weights.sizes().iter().map(usize::to_string).collect::<Vec<_>>().join(",");
-    let mut metadata = HashMap::from([
+    let mut metadata = BTreeMap::from([
         ("format".to_owned(), if options.keras { "np" } else { "pt" }.to_owned()),
         ("layers".to_owned(), sizes),
         ("activation".to_owned(), weights.activation.name().to_owned()),
@@ -118,9 +112,19 @@ fn save(
     for (name, text) in [("normalisation", normalisation), ("class_names", class_names)] {
         metadata.extend(text.map(|text| (name.to_owned(), text)));
     }
-    let bytes = safetensors::serialize(views, Some(metadata))
-        .map_err(|e| Error::io("write", path, std::io::Error::other(e)))?;
-    write_atomically(path, &bytes)
+    // Not by safetensors::serialize, whose metadata come in another order each time: the same network is
+    // the same file.
+    let mut header = serde_json::json!({ "__metadata__": metadata });
+    let mut bytes = Vec::new();
+    for (name, shape, values) in &tensors {
+        let start = bytes.len();
+        bytes.extend(values);
+        header[name] = serde_json::json!({ "dtype": options.dtype.name(), "shape": shape, "data_offsets": [start, bytes.len()] });
+    }
+    let mut text = header.to_string();
+    text.extend(std::iter::repeat_n(' ', text.len().next_multiple_of(8) - text.len()));
+    let file = [&(text.len() as u64).to_le_bytes(), text.as_bytes(), &bytes].concat();
+    write_atomically(path, &file)
 }
 
 /// Names of weight and bias, and the weight's shape and values.
