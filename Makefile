@@ -7,7 +7,7 @@ help:
 	@echo 'make test           all tests on this machine'"'"'s adapter'
 	@echo 'make test-drivers   all tests on every software driver there is (Linux)'
 	@echo 'make test-chromium  all kernels through the compiler of a browser (Linux)'
-	@echo 'make test-interop   files in and out, held against onnxruntime and others from PyPI'
+	@echo 'make test-interop   files in and out, held against Keras, onnxruntime and others from PyPI'
 	@echo 'make doc            the library'"'"'s pages, in target/doc'
 	@echo 'make lint           formatting and clippy'
 	@echo 'make ci             what the CI runs; as root on a clean Debian'

@@ -358,7 +358,7 @@ fn no_adapter_is_exit_code_3_with_the_package_that_helps() {
 
 #[test]
 fn help_is_there_for_every_command() {
-    for command in ["demo", "devices", "train", "distill", "eval"] {
+    for command in ["demo", "devices", "train", "distill", "eval", "compare"] {
         let out = limbeck(&[command, "--help"]);
         let text = String::from_utf8_lossy(&out.stdout).into_owned();
         assert!(out.status.success() && text.contains("--adapter"), "{command}: {text}");

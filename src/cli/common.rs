@@ -86,6 +86,8 @@ enum OptimizerName {
     Adam,
     /// Adam with decoupled weight decay.
     Adamw,
+    /// Adam with Keras's place for epsilon: before the second moment is corrected.
+    KerasAdam,
 }
 
 #[derive(Args)]
@@ -126,7 +128,7 @@ impl NetworkArgs {
             _ => Initializer::He,
         };
         let weights = Weights::init(&self.layers, activation, how, seed)?;
-        Ok(Model { weights, normalisation: None, activation_known: true })
+        Ok(Model { weights, normalisation: None, class_names: None, activation_known: true })
     }
 }
 
@@ -163,9 +165,9 @@ pub struct TrainingArgs {
     /// Decay of Adam's second moment.
     #[arg(long, default_value_t = 0.999)]
     beta2: f64,
-    /// Adam's epsilon.
-    #[arg(long, default_value_t = 1e-8)]
-    epsilon: f64,
+    /// Adam's epsilon [default: 1e-8, of keras-adam 1e-7].
+    #[arg(long)]
+    epsilon: Option<f64>,
     /// Seed of weights, order and splits.
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
@@ -193,14 +195,14 @@ impl TrainingArgs {
             false => Err(Error::usage(name, "a number above 0", v.to_string())),
         };
         let weight_decay = not_negative("--weight-decay", self.weight_decay)?;
-        let adam = |decoupled| -> Result<Optimizer> {
-            Ok(Optimizer::Adam(Adam {
+        let adam = |decoupled, epsilon| -> Result<Adam> {
+            Ok(Adam {
                 beta_1: share("--beta1", self.beta1)?,
                 beta_2: share("--beta2", self.beta2)?,
-                epsilon: above_zero("--epsilon", self.epsilon)?,
+                epsilon: above_zero("--epsilon", self.epsilon.unwrap_or(epsilon))?,
                 weight_decay,
                 decoupled,
-            }))
+            })
         };
         let optimizer = match self.optimizer {
             OptimizerName::Sgd => Optimizer::Sgd {
@@ -208,8 +210,9 @@ impl TrainingArgs {
                 nesterov: self.nesterov,
                 weight_decay,
             },
-            OptimizerName::Adam => adam(false)?,
-            OptimizerName::Adamw => adam(true)?,
+            OptimizerName::Adam => Optimizer::Adam(adam(false, 1e-8)?),
+            OptimizerName::Adamw => Optimizer::Adam(adam(true, 1e-8)?),
+            OptimizerName::KerasAdam => Optimizer::KerasAdam(adam(false, 1e-7)?),
         };
         for (name, value) in [("--batch-size", self.batch_size as u64), ("--log-every", log_every)] {
             if value == 0 {

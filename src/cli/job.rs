@@ -153,7 +153,8 @@ impl Job<'_> {
         };
         let model = folder.join(file);
         let normalisation = Some(split.train.normalisation.clone());
-        let trained = Model { weights, normalisation, activation_known: true };
+        let class_names = split.train.class_names.clone();
+        let trained = Model { weights, normalisation, class_names, activation_known: true };
         trained.save(&model, output.form.options())?;
         let weights = trained.weights;
         Ok(Outcome {

@@ -6,7 +6,7 @@ use clap::ValueEnum;
 
 use crate::cli::common::DeviceArgs;
 use crate::cli::data::DataArgs;
-use crate::cli::teachers::ForeignArgs;
+use crate::cli::teachers::{ForeignArgs, check_class_names};
 use crate::data::{Dataset, Split};
 use crate::distill::infer::Inference;
 use crate::distill::logits::{Manifest, Shard, ShardWriter, TopK, is_done, teacher_sha256};
@@ -145,6 +145,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let rows = args.split.of(args.data.load(false)?)?;
     let model = args.foreign.load(&args.teacher)?;
+    check_class_names(&args.teacher, &model, &rows)?;
     let sizes = model.weights.sizes();
     let classes = sizes[sizes.len() - 1];
     if sizes[0] != rows.features() {

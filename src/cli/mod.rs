@@ -2,6 +2,7 @@
 
 mod bench;
 mod common;
+mod compare;
 mod data;
 mod demo;
 mod devices;
@@ -12,6 +13,7 @@ mod export;
 mod job;
 mod logits;
 mod predict;
+mod seeds;
 mod teachers;
 mod train;
 mod tune;
@@ -47,8 +49,10 @@ enum Command {
     Train(train::Args),
     /// Train a student on a teacher's soft targets and, if wanted, the labels.
     Distill(distill::Args),
-    /// Measure a network on a data set: errors, NLL, agreement with a teacher.
+    /// Measure a network on a data set: errors, calibration, classes; beside a teacher or a baseline.
     Eval(eval::Args),
+    /// Compare two networks on the same rows: McNemar's test.
+    Compare(compare::Args),
     /// Write a teacher's logits once, for any number of students: shards, job arrays, top-k.
     Logits(logits::Args),
     /// Run a network over rows and write logits or probabilities.
@@ -74,6 +78,7 @@ pub fn run() -> Result<()> {
         Command::Train(args) => train::run(&args),
         Command::Distill(args) => distill::run(&args),
         Command::Eval(args) => eval::run(&args),
+        Command::Compare(args) => compare::run(&args),
         Command::Logits(args) => logits::run(&args),
         Command::Predict(args) => predict::run(&args),
         Command::Export(args) => export::run(&args),

@@ -83,6 +83,9 @@ pub fn run(args: &Args) -> Result<()> {
     let own = args.data.normalisation(model.normalisation.as_ref(), &rows);
     let gpu = args.device.open(false)?;
     let network = Mlp::upload(&gpu, "model", &[model.weights])?;
+    let names = model.class_names.or_else(|| rows.class_names.clone());
+    let name =
+        |c: usize| names.as_ref().and_then(|n| n.get(c)).map_or_else(|| c.to_string(), |name| quoted(name));
     let inference = Inference::record_as(&gpu, &network, &rows, Some(&own), BATCH)?;
     let values = args.values.unwrap_or(if csv { Values::Probabilities } else { Values::Logits });
 
@@ -91,7 +94,8 @@ pub fn run(args: &Args) -> Result<()> {
     let folder = folder.unwrap_or(std::path::Path::new("."));
     let mut out = std::io::BufWriter::new(tempfile::NamedTempFile::new_in(folder).map_err(failed)?);
     if csv {
-        out.write_all(heading(rows.class_names.as_deref(), classes).as_bytes()).map_err(failed)?;
+        let names: Vec<_> = (0..classes).map(name).collect();
+        writeln!(out, "prediction,{}", names.join(",")).map_err(failed)?;
     } else {
         out.write_all(&npy::header(ElementType::F32, &[rows.rows(), classes])).map_err(failed)?;
     }
@@ -110,7 +114,7 @@ pub fn run(args: &Args) -> Result<()> {
             }
             if csv {
                 let cells: Vec<_> = row.iter().map(f32::to_string).collect();
-                writeln!(out, "{best},{}", cells.join(",")).map_err(failed)?;
+                writeln!(out, "{},{}", name(best), cells.join(",")).map_err(failed)?;
             } else {
                 row.iter().try_for_each(|v| out.write_all(&v.to_le_bytes())).map_err(failed)?;
             }
@@ -124,18 +128,12 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// `prediction` and a column per class, by name where the data has names.
-fn heading(names: Option<&[String]>, classes: usize) -> String {
-    let name = |c: usize| {
-        let name = names.and_then(|n| n.get(c)).cloned().unwrap_or_else(|| c.to_string());
-        match name.contains([',', '"', '\n', '\r']) {
-            true => format!("\"{}\"", name.replace('"', "\"\"")),
-            false => name,
-        }
-    };
-    let mut line = "prediction".to_owned();
-    (0..classes).for_each(|c| line.extend([",", &name(c)]));
-    line + "\n"
+/// As a field of a CSV.
+fn quoted(name: &str) -> String {
+    match name.contains([',', '"', '\n', '\r']) {
+        true => format!("\"{}\"", name.replace('"', "\"\"")),
+        false => name.to_owned(),
+    }
 }
 
 fn softmax(row: &mut [f32]) {

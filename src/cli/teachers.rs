@@ -90,9 +90,23 @@ pub struct Teachers {
     temperature: f64,
 }
 
+/// A teacher whose outputs are other classes, or the same in another order, would teach nonsense.
+pub fn check_class_names(path: &Path, model: &Model, data: &Dataset) -> Result<()> {
+    match (&model.class_names, &data.class_names) {
+        (Some(own), Some(wanted)) if own != wanted => {
+            let text = |names: &[String]| {
+                names.iter().take(20).map(|n| format!("{n:.40}")).collect::<Vec<_>>().join(", ")
+            };
+            Err(Error::data(path, "class names", format!("{}, as the data has", text(wanted)), text(own)))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// A teacher's model, checked against the data and the student's classes.
 pub fn load_teacher(foreign: &ForeignArgs, path: &Path, data: &Dataset, classes: usize) -> Result<Model> {
     let model = foreign.load(path)?;
+    check_class_names(path, &model, data)?;
     let sizes = model.weights.sizes();
     let bad = |what: &str, expected: usize, found: usize| {
         Error::data(path, "layers", format!("{expected} {what}"), format!("{found}"))

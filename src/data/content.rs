@@ -38,6 +38,32 @@ impl Dataset {
         Ok(read::hex(&sha.finalize()))
     }
 
+    /// The same rows with their classes numbered as in `names`, the outputs of a network; a set without
+    /// names of its own stays as it is.
+    ///
+    /// Fails on a class that `names` does not have.
+    pub fn with_class_names(mut self, names: &[String]) -> Result<Self> {
+        let Some(own) = self.class_names.take().filter(|own| own.as_slice() != names) else {
+            self.class_names = Some(names.to_vec());
+            return Ok(self);
+        };
+        let number = |name: &String| {
+            let place = names.iter().position(|n| n == name).map(|i| i as u32);
+            place.ok_or_else(|| {
+                let some: Vec<_> = names.iter().take(20).map(|name| format!("`{name:.40}`")).collect();
+                let expected = format!("a class that the network knows, such as {}", some.join(", "));
+                Error::data(self.path(), "labels", expected, format!("`{name:.60}`"))
+            })
+        };
+        let numbers = own.iter().map(number).collect::<Result<Vec<u32>>>()?;
+        for label in self.labels.iter_mut().flatten().filter(|label| **label != UNLABELLED) {
+            *label = numbers[*label as usize];
+        }
+        self.classes = names.len();
+        self.class_names = Some(names.to_vec());
+        Ok(self)
+    }
+
     /// These rows followed by those of `more`, which lose their labels: only soft targets teach from them.
     ///
     /// Fails where features or element types differ, or where either part stays in its file.

@@ -69,18 +69,27 @@ pub enum Optimizer {
     },
     /// Adam or AdamW. Biases are decayed too, as PyTorch and Keras do.
     Adam(adam::Adam),
+    /// The same as Keras writes it: epsilon is added before the second moment is corrected for its start
+    /// at 0, so that early on it weighs more, by 1 / sqrt(1 - beta_2^t).
+    KerasAdam(adam::Adam),
 }
 
 impl Optimizer {
     /// Momentum and the two bias corrections of step `t`, counted from 1.
     fn scalars(&self, t: u64) -> [f32; 3] {
+        let corrections = |a: &adam::Adam| {
+            let t = t as f64;
+            (1.0 - a.beta_1.powf(t), (1.0 - a.beta_2.powf(t)).sqrt())
+        };
         match self {
             Self::Sgd { momentum, .. } => [*momentum as f32, 1.0, 1.0],
             Self::Adam(a) => {
-                let t = t as f64;
-                let first = 1.0 - a.beta_1.powf(t);
-                let second = (1.0 - a.beta_2.powf(t)).sqrt();
+                let (first, second) = corrections(a);
                 [0.0, (1.0 / first) as f32, (1.0 / second) as f32]
+            }
+            Self::KerasAdam(a) => {
+                let (first, second) = corrections(a);
+                [0.0, (second / first) as f32, 1.0]
             }
         }
     }
@@ -89,7 +98,7 @@ impl Optimizer {
     fn moments(&self) -> usize {
         match self {
             Self::Sgd { .. } => 1,
-            Self::Adam(_) => 2,
+            Self::Adam(_) | Self::KerasAdam(_) => 2,
         }
     }
 }
@@ -286,7 +295,7 @@ fn record_update(
             let decay = weight_decay as f32;
             sgd::record(plan, "sgd", nesterov, decay, ring, gradient, weight, &moments[0])
         }
-        Optimizer::Adam(a) => {
+        Optimizer::Adam(a) | Optimizer::KerasAdam(a) => {
             adam::record(plan, "adam", &a, ring, gradient, weight, [&moments[0], &moments[1]])
         }
     }

@@ -2,5 +2,6 @@
 
 pub mod metrics_file;
 pub mod progress;
+pub mod quality;
 pub mod stats;
 pub mod table;

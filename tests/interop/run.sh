@@ -17,4 +17,5 @@ if [ -z "${LIMBECK:-}" ]; then
     cargo build --quiet
     LIMBECK=target/debug/limbeck
 fi
-exec "$venv/bin/python" tests/interop/check.py "$LIMBECK"
+"$venv/bin/python" tests/interop/check.py "$LIMBECK"
+"$venv/bin/python" tests/interop/frameworks.py "$LIMBECK" keras

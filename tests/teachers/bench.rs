@@ -94,14 +94,15 @@ impl Bench {
             &data,
             "--layers",
             "7,13,3",
-            "--epochs",
-            "8",
             "--batch-size",
             "16",
             "--json",
             "--out",
             &out,
         ];
+        if !more.contains(&"--epochs") {
+            args.extend(["--epochs", "8"]);
+        }
         args.extend(more);
         json(&args);
         self.text(&format!("{name}/model.safetensors"))

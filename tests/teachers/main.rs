@@ -5,4 +5,6 @@ mod bench;
 mod files;
 mod input;
 mod logits;
+mod quality;
 mod rows;
+mod tables;

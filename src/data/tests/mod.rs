@@ -6,7 +6,6 @@ mod big;
 mod formats;
 mod idx_sets;
 mod malformed;
-mod mutation;
 mod splits;
 
 use std::io::Write;

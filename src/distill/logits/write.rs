@@ -132,11 +132,7 @@ impl ShardWriter {
 /// The JSON header, padded so that the values begin at a multiple of 8 bytes.
 fn header(manifest: &Manifest, dtype: StoredType) -> Result<String> {
     let rows = manifest.rows[1] - manifest.rows[0];
-    let (name, size) = match dtype {
-        StoredType::F32 => ("F32", 4),
-        StoredType::F16 => ("F16", 2),
-        StoredType::Bf16 => ("BF16", 2),
-    };
+    let (name, size) = (dtype.name(), dtype.encode(&[0.0]).len());
     let json = |e: serde_json::Error| Error::Run(e.to_string());
     let text = serde_json::to_string(manifest).map_err(json)?;
     let mut header = serde_json::json!({

@@ -50,6 +50,8 @@ pub struct Model {
     pub weights: Weights,
     /// From stored values to inputs; `None`: the file does not say, the data's own scale stands.
     pub normalisation: Option<Normalisation>,
+    /// What its outputs are called, first to last, where the data had names.
+    pub class_names: Option<Vec<String>>,
     /// False where neither file nor caller named the activation, so that ReLU was assumed.
     pub activation_known: bool,
 }

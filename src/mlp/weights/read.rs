@@ -55,7 +55,8 @@ impl Model {
         let weights = source.weights(&file, options)?;
         let normalisation = source.normalisation(weights.sizes()[0])?;
         let activation_known = options.activation.is_some() || source.metadata.contains_key("activation");
-        Ok(Self { weights, normalisation, activation_known })
+        let class_names = source.class_names(weights.sizes().last().copied().unwrap_or(0))?;
+        Ok(Self { weights, normalisation, class_names, activation_known })
     }
 }
 
@@ -195,6 +196,19 @@ impl Source {
         let n: Normalisation = serde_json::from_str(text).map_err(|e| bad(e.to_string()))?;
         n.check(inputs).map_err(|e| bad(e.to_string()))?;
         Ok(Some(n))
+    }
+
+    fn class_names(&self, outputs: usize) -> Result<Option<Vec<String>>> {
+        let Some(text) = self.metadata.get("class_names") else { return Ok(None) };
+        let bad = |found: String| {
+            let expected = format!("JSON with at most {outputs} names, one per output");
+            Error::data(&self.path, "metadata `class_names`", expected, found)
+        };
+        let names: Vec<String> = serde_json::from_str(text).map_err(|e| bad(e.to_string()))?;
+        if names.len() > outputs {
+            return Err(bad(format!("{} names", names.len())));
+        }
+        Ok(Some(names))
     }
 
     fn weights(&self, files: &[SafeTensors<'_>], options: &ReadOptions) -> Result<Weights> {

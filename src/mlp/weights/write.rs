@@ -1,12 +1,9 @@
 //! Safetensors out: PyTorch's layout, or Keras's.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::path::Path;
 
-use safetensors::tensor::{Dtype, TensorView};
-
 use super::{Layer, Model, Weights, write_atomically};
-use crate::data::Normalisation;
 use crate::error::{Error, Result};
 
 /// How numbers are stored. Training and inference always compute in f32.
@@ -22,11 +19,12 @@ pub enum StoredType {
 }
 
 impl StoredType {
-    fn dtype(self) -> Dtype {
+    /// What safetensors calls it.
+    pub(crate) fn name(self) -> &'static str {
         match self {
-            Self::F32 => Dtype::F32,
-            Self::F16 => Dtype::F16,
-            Self::Bf16 => Dtype::BF16,
+            Self::F32 => "F32",
+            Self::F16 => "F16",
+            Self::Bf16 => "BF16",
         }
     }
 
@@ -64,7 +62,7 @@ impl Weights {
     /// # Errors
     /// [`Error::Io`] where the folder cannot be written.
     pub fn save(&self, path: &Path) -> Result<()> {
-        save(self, None, path, SaveOptions::default())
+        save(self, [None, None], path, SaveOptions::default())
     }
 }
 
@@ -75,13 +73,16 @@ impl Model {
     /// [`Error::Io`] where the folder cannot be written; [`Error::Run`] where a value is too large for
     /// the type.
     pub fn save(&self, path: &Path, options: SaveOptions) -> Result<()> {
-        save(&self.weights, self.normalisation.as_ref(), path, options)
+        let failed = |e: serde_json::Error| Error::io("write", path, e.into());
+        let normalisation = self.normalisation.as_ref().map(serde_json::to_string).transpose();
+        let names = self.class_names.as_ref().map(serde_json::to_string).transpose();
+        save(&self.weights, [normalisation.map_err(failed)?, names.map_err(failed)?], path, options)
     }
 }
 
 fn save(
     weights: &Weights,
-    normalisation: Option<&Normalisation>,
+    [normalisation, class_names]: [Option<String>; 2],
     path: &Path,
     options: SaveOptions,
 ) -> Result<()> {
@@ -101,25 +102,29 @@ fn save(
             tensors.push((name, shape, options.dtype.encode(values)));
         }
     }
-    let views = tensors.iter().map(|(name, shape, bytes)| {
-        let view = TensorView::new(options.dtype.dtype(), shape.clone(), bytes)
-            .expect("the layer's sizes match its values");
-        (name, view)
-    });
     let sizes = weights.sizes().iter().map(usize::to_string).collect::<Vec<_>>().join(",");
-    let mut metadata = HashMap::from([
+    let mut metadata = BTreeMap::from([
         ("format".to_owned(), if options.keras { "np" } else { "pt" }.to_owned()),
         ("layers".to_owned(), sizes),
         ("activation".to_owned(), weights.activation.name().to_owned()),
         ("producer".to_owned(), format!("limbeck {}", env!("CARGO_PKG_VERSION"))),
     ]);
-    if let Some(n) = normalisation {
-        let text = serde_json::to_string(n).map_err(|e| Error::io("write", path, e.into()))?;
-        metadata.insert("normalisation".to_owned(), text);
+    for (name, text) in [("normalisation", normalisation), ("class_names", class_names)] {
+        metadata.extend(text.map(|text| (name.to_owned(), text)));
     }
-    let bytes = safetensors::serialize(views, Some(metadata))
-        .map_err(|e| Error::io("write", path, std::io::Error::other(e)))?;
-    write_atomically(path, &bytes)
+    // Not by safetensors::serialize, whose metadata come in another order each time: the same network is
+    // the same file.
+    let mut header = serde_json::json!({ "__metadata__": metadata });
+    let mut bytes = Vec::new();
+    for (name, shape, values) in &tensors {
+        let start = bytes.len();
+        bytes.extend(values);
+        header[name] = serde_json::json!({ "dtype": options.dtype.name(), "shape": shape, "data_offsets": [start, bytes.len()] });
+    }
+    let mut text = header.to_string();
+    text.extend(std::iter::repeat_n(' ', text.len().next_multiple_of(8) - text.len()));
+    let file = [&(text.len() as u64).to_le_bytes(), text.as_bytes(), &bytes].concat();
+    write_atomically(path, &file)
 }
 
 /// Names of weight and bias, and the weight's shape and values.
