@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 
+use crate::cli::options::CALL;
 use crate::cli::teachers::ForeignArgs;
 use crate::data::{Dataset, Split};
 use crate::distill::step::Optimizer;
@@ -18,11 +19,11 @@ use crate::verify::doctor::screen;
 #[derive(Args)]
 #[command(next_help_heading = "Device")]
 pub struct DeviceArgs {
-    /// Adapter to use: an index of `limbeck devices`, or a part of its name [env: WGPU_ADAPTER_NAME].
-    #[arg(long, value_name = "INDEX|NAME")]
+    /// Adapter to use: an index of `limbeck devices`, or a part of its name.
+    #[arg(long, value_name = "INDEX|NAME", env = "WGPU_ADAPTER_NAME")]
     adapter: Option<String>,
-    /// Graphics API: vulkan, metal or dx12 [env: WGPU_BACKEND].
-    #[arg(long, value_name = "API")]
+    /// Graphics API: vulkan, metal or dx12.
+    #[arg(long, value_name = "API", env = "WGPU_BACKEND")]
     backend: Option<String>,
     /// Kernel choices that `limbeck tune` measured on this device, instead of the built-in ones.
     #[arg(long, value_name = "FILE")]
@@ -245,17 +246,28 @@ pub struct OutputArgs {
     /// Folder for the model and metrics.jsonl.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Overwrite what --out already holds.
-    #[arg(long)]
-    force: bool,
     /// Steps per line of metrics.jsonl.
     #[arg(long, default_value_t = 100, value_name = "STEPS")]
     pub log_every: u64,
+    #[command(flatten)]
+    pub form: FormArgs,
+    #[command(flatten)]
+    pub call: CallArgs,
+}
+
+/// What concerns the call and not the run: not kept in the run's config.toml, not taken from a file.
+#[derive(Args)]
+#[command(next_help_heading = CALL)]
+pub struct CallArgs {
+    /// Take options from this TOML file; what the command line says wins. See `limbeck config`.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Overwrite the run that --out already holds.
+    #[arg(long)]
+    force: bool,
     /// Print the result as one JSON object and no progress.
     #[arg(long)]
     pub json: bool,
-    #[command(flatten)]
-    pub form: FormArgs,
 }
 
 /// The form of a model file.
@@ -298,7 +310,7 @@ impl OutputArgs {
     pub fn check(&self, model: &str) -> Result<()> {
         let taken = [model, "metrics.jsonl"].map(|f| self.out.join(f)).into_iter().find(|p| p.exists());
         match taken {
-            Some(path) if !self.force => {
+            Some(path) if !self.call.force => {
                 Err(Error::usage("--out", "a folder without results", format!("{} exists", path.display()))
                     .with_hint("choose another folder, or overwrite with --force"))
             }

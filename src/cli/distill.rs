@@ -3,6 +3,7 @@
 use crate::cli::common::{DeviceArgs, NetworkArgs, OutputArgs, TrainingArgs};
 use crate::cli::data::{DataArgs, TrainRowsArgs, TransferArgs};
 use crate::cli::job::Job;
+use crate::cli::options::Resolved;
 use crate::cli::teachers::{ForeignArgs, TeacherArgs};
 use crate::distill::logits::Wanted;
 use crate::distill::step::Loss;
@@ -67,6 +68,12 @@ pub struct Args {
 }
 
 impl Args {
+    /// Refuses values that make no sense, before any file is read.
+    pub fn check(&self) -> Result<()> {
+        self.training.recipe(self.output.log_every)?;
+        self.loss().map(|_| ())
+    }
+
     fn loss(&self) -> Result<Loss> {
         let (hard_weight, soft_weight) = match (self.hard_weight, self.soft_weight, self.alpha) {
             (Some(hard), Some(soft), _) => (hard, soft),
@@ -85,7 +92,7 @@ impl Args {
     }
 }
 
-pub fn run(args: &Args) -> Result<()> {
+pub fn run(args: &Args, resolved: &Resolved) -> Result<()> {
     const FILE: &str = "student.safetensors";
     let recipe = args.training.recipe(args.output.log_every)?;
     let loss = args.loss()?;
@@ -116,7 +123,7 @@ pub fn run(args: &Args) -> Result<()> {
     let mut split = args.transfer.apply(&args.data, split)?;
     let start = args.network.start(&args.foreign, &split.train, seed)?;
     args.rows.normalise(&args.data, &mut split, start.normalisation.as_ref())?;
-    let gpu = args.device.open(args.output.json)?;
+    let gpu = args.device.open(args.output.call.json)?;
     let teachers = args.teacher.ready(&gpu, models, cached, loss.temperature)?;
     let outcome = Job {
         gpu: &gpu,
@@ -128,10 +135,11 @@ pub fn run(args: &Args) -> Result<()> {
         recipe,
         replica: Replica { seed, lr: args.training.lr, loss, student: start.weights },
         output: &args.output,
+        resolved,
         title: "distilling",
         file: FILE,
     }
     .run()?;
     teachers.check_unchanged(&gpu)?;
-    outcome.print(args.output.json)
+    outcome.print(args.output.call.json)
 }

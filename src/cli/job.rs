@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::cli::common::OutputArgs;
+use crate::cli::options::{self, Resolved};
 use crate::cli::teachers::Teachers;
 use crate::data::{Dataset, Normalisation, Split};
 use crate::distill::infer::Inference;
@@ -10,7 +11,7 @@ use crate::distill::step::Teacher;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::mlp::Mlp;
-use crate::mlp::weights::Model;
+use crate::mlp::weights::{Model, write_atomically};
 use crate::reference::{Matrix, metrics};
 use crate::report::metrics_file::{Line, MetricsFile};
 use crate::report::progress::Progress;
@@ -81,6 +82,7 @@ pub struct Job<'a> {
     pub recipe: Recipe,
     pub replica: Replica,
     pub output: &'a OutputArgs,
+    pub resolved: &'a Resolved,
     pub title: &'static str,
     /// The model's file name in the output folder.
     pub file: &'static str,
@@ -110,8 +112,9 @@ impl Job<'_> {
         let rows = Rows { device_memory: self.device_memory, ..Rows::default() };
         let mut run = Run::new(gpu, &split.train, rows, &teacher, recipe, vec![replica])?;
         let folder = output.create()?;
+        write_atomically(&folder.join(options::FILE), self.resolved.text().as_bytes())?;
         let mut metrics = MetricsFile::create(folder)?;
-        let mut progress = Progress::new(title, run.steps, output.json);
+        let mut progress = Progress::new(title, run.steps, output.call.json);
         let judge = Judge { gpu, teachers };
         let mut validation = None;
         let agreement = |row: &Row| teachers.map(|_| row.agreement);

@@ -2,6 +2,7 @@
 
 mod bench;
 mod common;
+mod config;
 mod data;
 mod demo;
 mod devices;
@@ -11,14 +12,18 @@ mod eval;
 mod export;
 mod job;
 mod logits;
+mod options;
 mod predict;
 mod teachers;
 mod train;
 mod tune;
 
-use clap::{Parser, Subcommand};
+use std::ffi::OsString;
 
-use crate::error::Result;
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use crate::cli::options::Resolved;
+use crate::error::{Error, Result};
 
 /// Knowledge distillation of multi-layer perceptrons on any GPU.
 ///
@@ -57,6 +62,8 @@ enum Command {
     Export(export::Args),
     /// Measure the kernels and the step on this device.
     Bench(bench::Args),
+    /// Check a file of options, or show what a run would be told.
+    Config(config::Args),
     /// Find the fastest kernels for a configuration on this device, once.
     Tune(tune::Args),
 }
@@ -67,17 +74,38 @@ enum Command {
 /// # Errors
 /// Whatever the command met.
 pub fn run() -> Result<()> {
-    match Cli::parse().command {
+    run_with(std::env::args_os().collect())
+}
+
+/// The same for other arguments, the program's name first.
+fn run_with(args: Vec<OsString>) -> Result<()> {
+    let mut cli = Cli::command();
+    let expanded = options::expand(&cli, args)?;
+    let parsed = cli.try_get_matches_from_mut(&expanded.args);
+    let parsed = parsed.and_then(|matches| Ok((Cli::from_arg_matches(&matches)?, matches)));
+    let (parsed, matches) = parsed.unwrap_or_else(|error| {
+        if let Some(file) = expanded.file.filter(|_| error.use_stderr()) {
+            eprintln!("note: the options of {} are among the arguments", file.display());
+        }
+        error.exit()
+    });
+    // What the command was told in the end, for the record of a run.
+    let resolved = || match matches.subcommand().and_then(|(n, m)| Some((cli.find_subcommand(n)?, m))) {
+        Some((command, matches)) => Resolved::of(command, matches),
+        None => Err(Error::usage("command", "one", "none")),
+    };
+    match parsed.command {
         Command::Demo(args) => demo::run(&args),
         Command::Devices(args) => devices::run(&args),
         Command::Doctor(args) => doctor::run(&args),
-        Command::Train(args) => train::run(&args),
-        Command::Distill(args) => distill::run(&args),
+        Command::Train(args) => train::run(&args, &resolved()?),
+        Command::Distill(args) => distill::run(&args, &resolved()?),
         Command::Eval(args) => eval::run(&args),
         Command::Logits(args) => logits::run(&args),
         Command::Predict(args) => predict::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Config(args) => config::run(&args),
         Command::Tune(args) => tune::run(&args),
     }
 }

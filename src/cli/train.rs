@@ -3,6 +3,7 @@
 use crate::cli::common::{DeviceArgs, NetworkArgs, OutputArgs, TrainingArgs};
 use crate::cli::data::{DataArgs, TrainRowsArgs};
 use crate::cli::job::Job;
+use crate::cli::options::Resolved;
 use crate::cli::teachers::ForeignArgs;
 use crate::distill::step::{Loss, Teacher};
 use crate::error::Result;
@@ -32,18 +33,31 @@ pub struct Args {
     device: DeviceArgs,
 }
 
-pub fn run(args: &Args) -> Result<()> {
+impl Args {
+    /// Refuses values that make no sense, before any file is read.
+    pub fn check(&self) -> Result<()> {
+        self.training.recipe(self.output.log_every)?;
+        self.loss().map(|_| ())
+    }
+
+    fn loss(&self) -> Result<Loss> {
+        let loss = Loss { smoothing: self.label_smoothing, ..Loss::HARD };
+        loss.check()?;
+        Ok(loss)
+    }
+}
+
+pub fn run(args: &Args, resolved: &Resolved) -> Result<()> {
     const FILE: &str = "model.safetensors";
     let recipe = args.training.recipe(args.output.log_every)?;
-    let loss = Loss { smoothing: args.label_smoothing, ..Loss::HARD };
-    loss.check()?;
+    let loss = args.loss()?;
     args.output.check(FILE)?;
     let split = args.data.load(true)?;
     let seed = args.training.seed;
     let mut split = args.rows.labelled_only(args.training.split(split)?, seed)?;
     let start = args.network.start(&args.foreign, &split.train, seed)?;
     args.rows.normalise(&args.data, &mut split, start.normalisation.as_ref())?;
-    let gpu = args.device.open(args.output.json)?;
+    let gpu = args.device.open(args.output.call.json)?;
     let outcome = Job {
         gpu: &gpu,
         split: &split,
@@ -54,9 +68,10 @@ pub fn run(args: &Args) -> Result<()> {
         recipe,
         replica: Replica { seed, lr: args.training.lr, loss, student: start.weights },
         output: &args.output,
+        resolved,
         title: "training",
         file: FILE,
     }
     .run()?;
-    outcome.print(args.output.json)
+    outcome.print(args.output.call.json)
 }
