@@ -62,7 +62,8 @@ fn without_a_file_the_defaults_are_shown() {
 #[test]
 fn command_line_wins_over_environment_over_file_over_default() {
     let dir = tempfile::tempdir().expect("a folder");
-    let path = file(dir.path(), "lr = 0.5\nbatch-size = 32\nadapter = 7\nepsilon = 1e-7\nlayers = [4, 5, 3]\n");
+    let path =
+        file(dir.path(), "lr = 0.5\nbatch-size = 32\nadapter = 7\nepsilon = 1e-7\nlayers = [4, 5, 3]\n");
     let table = shown(&[&path, "--", "--lr", "0.25"], &[("WGPU_ADAPTER_NAME", "card")]);
     is(&table, "lr", "0.25");
     is(&table, "batch_size", "32");
@@ -109,7 +110,10 @@ fn a_bad_file_is_refused_with_the_place() {
     for (text, words) in [
         ("lr = \"fast\"\n", ["lr", "fast"]),
         ("epochs = 1\nsteps = 1\n", ["--epochs", "--steps"]),
-        ("layers = [4, 3]\ndata = \"d\"\nteacher = [\"t\"]\nout = \"o\"\ntemperature = 0\n", ["temperature", "above 0"]),
+        (
+            "layers = [4, 3]\ndata = \"d\"\nteacher = [\"t\"]\nout = \"o\"\ntemperature = 0\n",
+            ["temperature", "above 0"],
+        ),
     ] {
         refused(&["config", "check", &file(dir.path(), text)], 2, &words);
     }
@@ -136,13 +140,31 @@ fn the_file_of_a_run_makes_the_run_again() {
     };
     let data = text(&dir.path().join("d.csv"));
     let first = hash(&[
-        "train", "--data", &data, "--layers", "2,5,2", "--steps", "7", "--lr", "0.031", "--seed", "11",
-        "--optimizer", "sgd", "--nesterov", "--batch-size", "16", "--json", "--out", &text(&a),
+        "train",
+        "--data",
+        &data,
+        "--layers",
+        "2,5,2",
+        "--steps",
+        "7",
+        "--lr",
+        "0.031",
+        "--seed",
+        "11",
+        "--optimizer",
+        "sgd",
+        "--nesterov",
+        "--batch-size",
+        "16",
+        "--json",
+        "--out",
+        &text(&a),
     ]);
     let config = text(&a.join("config.toml"));
     let again = hash(&["train", "--config", &config, "--json", "--out", &text(&b)]);
     assert_eq!(first, again);
-    let other = hash(&["train", "--config", &config, "--json", "--force", "--seed", "12", "--out", &text(&b)]);
+    let other =
+        hash(&["train", "--config", &config, "--json", "--force", "--seed", "12", "--out", &text(&b)]);
     assert_ne!(first, other);
     let (one, two) = (shown(&[&config], &[]), shown(&[&text(&b.join("config.toml"))], &[]));
     let differing: Vec<&String> = one.keys().filter(|k| one.get(*k) != two.get(*k)).collect();

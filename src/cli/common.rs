@@ -13,6 +13,7 @@ use crate::gpu::{AdapterChoice, Gpu};
 use crate::kernels::adam::Adam;
 use crate::kernels::matmul::Activation;
 use crate::mlp::weights::{Initializer, Model, SaveOptions, StoredType, Weights, check_sizes};
+use crate::train::run_dir::{self, Begin};
 use crate::train::{Length, Recipe};
 use crate::verify::doctor::screen;
 
@@ -243,9 +244,9 @@ impl TrainingArgs {
 #[derive(Args)]
 #[command(next_help_heading = "Output")]
 pub struct OutputArgs {
-    /// Folder for the model and metrics.jsonl.
+    /// Folder for the run: its model, metrics, record and checkpoints.
     #[arg(long, value_name = "DIR")]
-    out: PathBuf,
+    pub out: PathBuf,
     /// Steps per line of metrics.jsonl.
     #[arg(long, default_value_t = 100, value_name = "STEPS")]
     pub log_every: u64,
@@ -263,8 +264,14 @@ pub struct CallArgs {
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Overwrite the run that --out already holds.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "resume")]
     force: bool,
+    /// Go on with the run in --out from its newest checkpoint; without --config, with its options.
+    #[arg(long)]
+    resume: bool,
+    /// After a fault of the device, open it again and go on from the last checkpoint, up to N times.
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub retry_device: u32,
     /// Print the result as one JSON object and no progress.
     #[arg(long)]
     pub json: bool,
@@ -305,23 +312,21 @@ impl FormArgs {
     }
 }
 
+impl CallArgs {
+    /// What to do with the run that a folder holds.
+    pub fn begin(&self) -> Begin {
+        match (self.force, self.resume) {
+            (true, _) => Begin::Force,
+            (_, true) => Begin::Resume,
+            _ => Begin::New,
+        }
+    }
+}
+
 impl OutputArgs {
     /// Makes sure that nothing would be overwritten; makes nothing yet.
     pub fn check(&self, model: &str) -> Result<()> {
-        let taken = [model, "metrics.jsonl"].map(|f| self.out.join(f)).into_iter().find(|p| p.exists());
-        match taken {
-            Some(path) if !self.call.force => {
-                Err(Error::usage("--out", "a folder without results", format!("{} exists", path.display()))
-                    .with_hint("choose another folder, or overwrite with --force"))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// The folder, made if need be.
-    pub fn create(&self) -> Result<&Path> {
-        std::fs::create_dir_all(&self.out).map_err(|e| Error::io("create", &self.out, e))?;
-        Ok(&self.out)
+        run_dir::check(&self.out, model, self.call.begin())
     }
 }
 

@@ -1,17 +1,21 @@
 //! `limbeck distill`
 
+use std::sync::Arc;
+
 use crate::cli::common::{DeviceArgs, NetworkArgs, OutputArgs, TrainingArgs};
 use crate::cli::data::{DataArgs, TrainRowsArgs, TransferArgs};
-use crate::cli::job::Job;
+use crate::cli::job::{Job, run_on};
+use crate::cli::keep::KeepArgs;
 use crate::cli::options::Resolved;
 use crate::cli::teachers::{ForeignArgs, TeacherArgs};
 use crate::distill::logits::Wanted;
 use crate::distill::step::Loss;
 use crate::error::{Error, Result};
+use crate::gpu::Gpu;
 use crate::train::Replica;
 
-/// Trains a student on a teacher's soft targets and writes DIR/student.safetensors, the student
-/// alone, and DIR/metrics.jsonl.
+/// Trains a student on a teacher's soft targets and writes a run's folder with student.safetensors,
+/// the student alone, in it.
 ///
 /// The loss is hard_weight * CE(labels) + soft_weight * T^2 * KL(teacher || student), both logits
 /// divided by T in the second term, both terms means over the batch.
@@ -62,6 +66,8 @@ pub struct Args {
     #[command(flatten)]
     training: TrainingArgs,
     #[command(flatten)]
+    keep: KeepArgs,
+    #[command(flatten)]
     output: OutputArgs,
     #[command(flatten)]
     device: DeviceArgs,
@@ -71,6 +77,7 @@ impl Args {
     /// Refuses values that make no sense, before any file is read.
     pub fn check(&self) -> Result<()> {
         self.training.recipe(self.output.log_every)?;
+        self.keep.settings()?;
         self.loss().map(|_| ())
     }
 
@@ -94,6 +101,7 @@ impl Args {
 
 pub fn run(args: &Args, resolved: &Resolved) -> Result<()> {
     const FILE: &str = "student.safetensors";
+    args.check()?;
     let recipe = args.training.recipe(args.output.log_every)?;
     let loss = args.loss()?;
     args.output.check(FILE)?;
@@ -123,23 +131,27 @@ pub fn run(args: &Args, resolved: &Resolved) -> Result<()> {
     let mut split = args.transfer.apply(&args.data, split)?;
     let start = args.network.start(&args.foreign, &split.train, seed)?;
     args.rows.normalise(&args.data, &mut split, start.normalisation.as_ref())?;
-    let gpu = args.device.open(args.output.call.json)?;
-    let teachers = args.teacher.ready(&gpu, models, cached, loss.temperature)?;
-    let outcome = Job {
-        gpu: &gpu,
-        split: &split,
-        teacher: teachers.source(&gpu, &split.train, args.rows.device_memory)?,
-        teachers: Some(&teachers),
-        held_out,
-        device_memory: args.rows.device_memory,
-        recipe,
-        replica: Replica { seed, lr: args.training.lr, loss, student: start.weights },
-        output: &args.output,
-        resolved,
-        title: "distilling",
-        file: FILE,
-    }
-    .run()?;
-    teachers.check_unchanged(&gpu)?;
-    outcome.print(args.output.call.json)
+    let cached = Arc::new(cached);
+    let attempt = |gpu: &Gpu, again: bool| {
+        let teachers = args.teacher.ready(gpu, &models, cached.clone(), loss.temperature)?;
+        let job = Job {
+            gpu,
+            split: &split,
+            teacher: teachers.source(gpu, &split.train, args.rows.device_memory)?,
+            teachers: Some(&teachers),
+            held_out,
+            device_memory: args.rows.device_memory,
+            recipe: recipe.clone(),
+            replica: Replica { seed, lr: args.training.lr, loss, student: start.weights.clone() },
+            keep: &args.keep,
+            output: &args.output,
+            resolved,
+            title: "distilling",
+            file: FILE,
+        };
+        let outcome = job.run(again)?;
+        teachers.check_unchanged(gpu)?;
+        Ok(outcome)
+    };
+    run_on(&args.device, &args.output.call, attempt)?.print(args.output.call.json)
 }

@@ -11,6 +11,7 @@ mod doctor;
 mod eval;
 mod export;
 mod job;
+mod keep;
 mod logits;
 mod options;
 mod predict;
@@ -34,7 +35,7 @@ use crate::error::{Error, Result};
 #[command(name = "limbeck", version, max_term_width = 100)]
 #[command(after_help = "Start with `limbeck demo`: no files, no network, under a minute.\n\
     Exit codes: 0 done, 1 the run failed, 2 usage, 3 no usable adapter, 4 bad data or model file, \
-    5 device lost or out of memory.")]
+    5 device lost or out of memory, 130 interrupted with a checkpoint saved.")]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -19,8 +19,8 @@ use crate::error::{Error, Result};
 
 /// The heading of options that concern the call and not the run: no file holds them.
 pub const CALL: &str = "This call";
-/// A run's resolved options, in its folder.
-pub const FILE: &str = "config.toml";
+pub use crate::train::run_dir::CONFIG as FILE;
+
 /// The key that names the command.
 const COMMAND: &str = "command";
 
@@ -206,6 +206,11 @@ impl Resolved {
         Ok(Self { text, table })
     }
 
+    /// The command's name.
+    pub fn command(&self) -> &str {
+        self.table.get(COMMAND).and_then(Value::as_str).unwrap_or_default()
+    }
+
     /// The file's text.
     pub fn text(&self) -> &str {
         &self.text
@@ -240,7 +245,8 @@ fn value_of(arg: &Arg, matches: &ArgMatches) -> Result<Option<Value>> {
     let path = is(&[TypeId::of::<PathBuf>()]);
     let values = raw.map(|raw| {
         // The file may be read from another folder.
-        let raw = if path { std::path::absolute(raw).map_or(raw.to_owned(), Into::into) } else { raw.to_owned() };
+        let raw =
+            if path { std::path::absolute(raw).map_or(raw.to_owned(), Into::into) } else { raw.to_owned() };
         let text = raw.into_string().map_err(|raw| {
             Error::usage(format!("--{}", arg.get_long().unwrap_or(id)), "UTF-8", raw.display().to_string())
         })?;

@@ -2,14 +2,16 @@
 
 use crate::cli::common::{DeviceArgs, NetworkArgs, OutputArgs, TrainingArgs};
 use crate::cli::data::{DataArgs, TrainRowsArgs};
-use crate::cli::job::Job;
+use crate::cli::job::{Job, run_on};
+use crate::cli::keep::KeepArgs;
 use crate::cli::options::Resolved;
 use crate::cli::teachers::ForeignArgs;
 use crate::distill::step::{Loss, Teacher};
 use crate::error::Result;
+use crate::gpu::Gpu;
 use crate::train::Replica;
 
-/// Trains a network on labels and writes DIR/model.safetensors and DIR/metrics.jsonl.
+/// Trains a network on labels and writes a run's folder with model.safetensors in it.
 ///
 /// Example: limbeck train --data mnist --layers 784,1200,1200,10 --epochs 10 --out teacher
 #[derive(clap::Args)]
@@ -28,6 +30,8 @@ pub struct Args {
     #[arg(long, default_value_t = 0.0, value_name = "SHARE", help_heading = "Training")]
     label_smoothing: f64,
     #[command(flatten)]
+    keep: KeepArgs,
+    #[command(flatten)]
     output: OutputArgs,
     #[command(flatten)]
     device: DeviceArgs,
@@ -37,6 +41,7 @@ impl Args {
     /// Refuses values that make no sense, before any file is read.
     pub fn check(&self) -> Result<()> {
         self.training.recipe(self.output.log_every)?;
+        self.keep.settings()?;
         self.loss().map(|_| ())
     }
 
@@ -49,6 +54,7 @@ impl Args {
 
 pub fn run(args: &Args, resolved: &Resolved) -> Result<()> {
     const FILE: &str = "model.safetensors";
+    args.check()?;
     let recipe = args.training.recipe(args.output.log_every)?;
     let loss = args.loss()?;
     args.output.check(FILE)?;
@@ -57,21 +63,23 @@ pub fn run(args: &Args, resolved: &Resolved) -> Result<()> {
     let mut split = args.rows.labelled_only(args.training.split(split)?, seed)?;
     let start = args.network.start(&args.foreign, &split.train, seed)?;
     args.rows.normalise(&args.data, &mut split, start.normalisation.as_ref())?;
-    let gpu = args.device.open(args.output.call.json)?;
-    let outcome = Job {
-        gpu: &gpu,
-        split: &split,
-        teacher: Teacher::None,
-        teachers: None,
-        held_out: false,
-        device_memory: args.rows.device_memory,
-        recipe,
-        replica: Replica { seed, lr: args.training.lr, loss, student: start.weights },
-        output: &args.output,
-        resolved,
-        title: "training",
-        file: FILE,
-    }
-    .run()?;
-    outcome.print(args.output.call.json)
+    let attempt = |gpu: &Gpu, again: bool| {
+        let job = Job {
+            gpu,
+            split: &split,
+            teacher: Teacher::None,
+            teachers: None,
+            held_out: false,
+            device_memory: args.rows.device_memory,
+            recipe: recipe.clone(),
+            replica: Replica { seed, lr: args.training.lr, loss, student: start.weights.clone() },
+            keep: &args.keep,
+            output: &args.output,
+            resolved,
+            title: "training",
+            file: FILE,
+        };
+        job.run(again)
+    };
+    run_on(&args.device, &args.output.call, attempt)?.print(args.output.call.json)
 }

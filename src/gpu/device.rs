@@ -385,6 +385,11 @@ impl Gpu {
         self.avoided.lock().unwrap_or_else(PoisonError::into_inner).contains(kernel)
     }
 
+    /// What [`Gpu::avoid`] was said of, in order.
+    pub fn avoided(&self) -> Vec<String> {
+        self.avoided.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+
     /// A scrap of memory to bind where a shader's variant declares a tensor but does not touch it.
     pub(crate) fn nothing(&self) -> Result<Tensor> {
         if let Some(scrap) = self.nothing.get() {
