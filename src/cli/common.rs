@@ -1,5 +1,6 @@
 //! Options that several commands share, and what they turn into.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
@@ -42,6 +43,19 @@ impl DeviceArgs {
             profile: self.profile.clone(),
             checked: false,
         }
+    }
+
+    /// The options as they were given.
+    pub fn given(&self) -> Vec<OsString> {
+        let text = |v: &Option<String>| v.as_ref().map(OsString::from);
+        let profile = self.profile.as_ref().map(OsString::from);
+        let valued =
+            [("--adapter", text(&self.adapter)), ("--backend", text(&self.backend)), ("--profile", profile)];
+        let mut all: Vec<OsString> = self.screen.then(|| "--screen".into()).into_iter().collect();
+        for (name, value) in valued {
+            all.extend(value.into_iter().flat_map(|v| [name.into(), v]));
+        }
+        all
     }
 
     /// Opens the device and says on stderr which one it is.

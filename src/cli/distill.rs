@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::cli::common::{DeviceArgs, NetworkArgs, OutputArgs, TrainingArgs};
 use crate::cli::data::{DataArgs, TrainRowsArgs, TransferArgs};
-use crate::cli::job::{Job, run_on};
+use crate::cli::job::{Job, Outcome, run_on};
 use crate::cli::keep::KeepArgs;
 use crate::cli::options::Resolved;
 use crate::cli::teachers::{ForeignArgs, TeacherArgs};
@@ -13,6 +13,7 @@ use crate::distill::step::Loss;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::train::Replica;
+use crate::train::run_dir::Record;
 
 /// Trains a student on a teacher's soft targets and writes a run's folder with student.safetensors,
 /// the student alone, in it.
@@ -74,6 +75,11 @@ pub struct Args {
 }
 
 impl Args {
+    /// Whether the result is to be printed as JSON.
+    pub fn json(&self) -> bool {
+        self.output.call.json
+    }
+
     /// Refuses values that make no sense, before any file is read.
     pub fn check(&self) -> Result<()> {
         self.training.recipe(self.output.log_every)?;
@@ -99,7 +105,8 @@ impl Args {
     }
 }
 
-pub fn run(args: &Args, resolved: &Resolved) -> Result<()> {
+/// Trains; where `expected` is given, only on what that record was on.
+pub fn run(args: &Args, resolved: &Resolved, expected: Option<&Record>) -> Result<Outcome> {
     const FILE: &str = "student.safetensors";
     args.check()?;
     let recipe = args.training.recipe(args.output.log_every)?;
@@ -146,6 +153,7 @@ pub fn run(args: &Args, resolved: &Resolved) -> Result<()> {
             keep: &args.keep,
             output: &args.output,
             resolved,
+            expected,
             title: "distilling",
             file: FILE,
         };
@@ -153,5 +161,5 @@ pub fn run(args: &Args, resolved: &Resolved) -> Result<()> {
         teachers.check_unchanged(gpu)?;
         Ok(outcome)
     };
-    run_on(&args.device, &args.output.call, attempt)?.print(args.output.call.json)
+    run_on(&args.device, &args.output.call, attempt)
 }

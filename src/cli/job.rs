@@ -90,6 +90,8 @@ pub struct Job<'a> {
     pub keep: &'a KeepArgs,
     pub output: &'a OutputArgs,
     pub resolved: &'a Resolved,
+    /// The record of the run that this one repeats.
+    pub expected: Option<&'a Record>,
     pub title: &'static str,
     /// The model's file name in the output folder.
     pub file: &'static str,
@@ -101,9 +103,9 @@ pub struct Outcome {
     schema_version: u32,
     adapter: String,
     /// The written file.
-    model: PathBuf,
+    pub model: PathBuf,
     parameters: usize,
-    weights_sha256: String,
+    pub weights_sha256: String,
     /// Steps done.
     steps: u64,
     /// Why no more.
@@ -166,6 +168,9 @@ impl Job<'_> {
             .collect::<Result<_>>()?;
         let teacher = self.teachers.map(Teachers::sha256).unwrap_or_default();
         let record = Record::new(self.resolved.command(), self.gpu, self.replica.seed, data, teacher);
+        if let Some(expected) = self.expected {
+            expected.check_same(&record, "replay")?;
+        }
         let mut say = |what: &str| eprintln!("note: {what}");
         RunDir::open(out, self.file, begin, self.resolved.text(), record, &mut say)
     }

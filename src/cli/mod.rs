@@ -15,6 +15,7 @@ mod keep;
 mod logits;
 mod options;
 mod predict;
+mod replay;
 mod teachers;
 mod train;
 mod tune;
@@ -25,6 +26,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::cli::options::Resolved;
 use crate::error::{Error, Result};
+use crate::train::run_dir::Record;
 
 /// Knowledge distillation of multi-layer perceptrons on any GPU.
 ///
@@ -53,6 +55,8 @@ enum Command {
     Train(train::Args),
     /// Train a student on a teacher's soft targets and, if wanted, the labels.
     Distill(distill::Args),
+    /// Run a finished run again from its folder and compare the weights.
+    Replay(replay::Args),
     /// Measure a network on a data set: errors, NLL, agreement with a teacher.
     Eval(eval::Args),
     /// Write a teacher's logits once, for any number of students: shards, job arrays, top-k.
@@ -75,11 +79,27 @@ enum Command {
 /// # Errors
 /// Whatever the command met.
 pub fn run() -> Result<()> {
-    run_with(std::env::args_os().collect())
+    let (command, resolved) = parse(std::env::args_os().collect())?;
+    match command {
+        Command::Demo(args) => demo::run(&args),
+        Command::Devices(args) => devices::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Train(args) => train::run(&args, &resolved?, None)?.print(args.json()),
+        Command::Distill(args) => distill::run(&args, &resolved?, None)?.print(args.json()),
+        Command::Replay(args) => replay::run(&args),
+        Command::Eval(args) => eval::run(&args),
+        Command::Logits(args) => logits::run(&args),
+        Command::Predict(args) => predict::run(&args),
+        Command::Export(args) => export::run(&args),
+        Command::Bench(args) => bench::run(&args),
+        Command::Config(args) => config::run(&args),
+        Command::Tune(args) => tune::run(&args),
+    }
 }
 
-/// The same for other arguments, the program's name first.
-fn run_with(args: Vec<OsString>) -> Result<()> {
+/// The command that arguments (the program's name first) and the file they name amount to, and what it
+/// is told in the end. What clap refuses ends the process.
+fn parse(args: Vec<OsString>) -> Result<(Command, Result<Resolved>)> {
     let mut cli = Cli::command();
     let expanded = options::expand(&cli, args)?;
     let parsed = cli.try_get_matches_from_mut(&expanded.args);
@@ -90,23 +110,20 @@ fn run_with(args: Vec<OsString>) -> Result<()> {
         }
         error.exit()
     });
-    // What the command was told in the end, for the record of a run.
-    let resolved = || match matches.subcommand().and_then(|(n, m)| Some((cli.find_subcommand(n)?, m))) {
-        Some((command, matches)) => Resolved::of(command, matches),
-        None => Err(Error::usage("command", "one", "none")),
+    let own = matches.subcommand().and_then(|(name, own)| Some((cli.find_subcommand(name)?, own)));
+    let (command, own) = own.ok_or_else(|| Error::usage("command", "one", "none"))?;
+    Ok((parsed.command, Resolved::of(command, own)))
+}
+
+/// Runs `train` or `distill` as `args` say, which has to be on what `record` was on. Gives the hash of
+/// the weights and the record of this run.
+fn rerun(args: Vec<OsString>, record: &Record) -> Result<(String, Record)> {
+    let (command, resolved) = parse(args)?;
+    let outcome = match command {
+        Command::Train(args) => train::run(&args, &resolved?, Some(record))?,
+        Command::Distill(args) => distill::run(&args, &resolved?, Some(record))?,
+        _ => return Err(Error::usage("the run's command", "train or distill", &record.command)),
     };
-    match parsed.command {
-        Command::Demo(args) => demo::run(&args),
-        Command::Devices(args) => devices::run(&args),
-        Command::Doctor(args) => doctor::run(&args),
-        Command::Train(args) => train::run(&args, &resolved()?),
-        Command::Distill(args) => distill::run(&args, &resolved()?),
-        Command::Eval(args) => eval::run(&args),
-        Command::Logits(args) => logits::run(&args),
-        Command::Predict(args) => predict::run(&args),
-        Command::Export(args) => export::run(&args),
-        Command::Bench(args) => bench::run(&args),
-        Command::Config(args) => config::run(&args),
-        Command::Tune(args) => tune::run(&args),
-    }
+    let folder = outcome.model.parent().unwrap_or(std::path::Path::new("."));
+    Ok((outcome.weights_sha256.clone(), Record::load(folder)?))
 }

@@ -2,7 +2,7 @@
 
 use crate::cli::common::{DeviceArgs, NetworkArgs, OutputArgs, TrainingArgs};
 use crate::cli::data::{DataArgs, TrainRowsArgs};
-use crate::cli::job::{Job, run_on};
+use crate::cli::job::{Job, Outcome, run_on};
 use crate::cli::keep::KeepArgs;
 use crate::cli::options::Resolved;
 use crate::cli::teachers::ForeignArgs;
@@ -10,6 +10,7 @@ use crate::distill::step::{Loss, Teacher};
 use crate::error::Result;
 use crate::gpu::Gpu;
 use crate::train::Replica;
+use crate::train::run_dir::Record;
 
 /// Trains a network on labels and writes a run's folder with model.safetensors in it.
 ///
@@ -38,6 +39,11 @@ pub struct Args {
 }
 
 impl Args {
+    /// Whether the result is to be printed as JSON.
+    pub fn json(&self) -> bool {
+        self.output.call.json
+    }
+
     /// Refuses values that make no sense, before any file is read.
     pub fn check(&self) -> Result<()> {
         self.training.recipe(self.output.log_every)?;
@@ -52,7 +58,8 @@ impl Args {
     }
 }
 
-pub fn run(args: &Args, resolved: &Resolved) -> Result<()> {
+/// Trains; where `expected` is given, only on what that record was on.
+pub fn run(args: &Args, resolved: &Resolved, expected: Option<&Record>) -> Result<Outcome> {
     const FILE: &str = "model.safetensors";
     args.check()?;
     let recipe = args.training.recipe(args.output.log_every)?;
@@ -76,10 +83,11 @@ pub fn run(args: &Args, resolved: &Resolved) -> Result<()> {
             keep: &args.keep,
             output: &args.output,
             resolved,
+            expected,
             title: "training",
             file: FILE,
         };
         job.run(again)
     };
-    run_on(&args.device, &args.output.call, attempt)?.print(args.output.call.json)
+    run_on(&args.device, &args.output.call, attempt)
 }

@@ -147,6 +147,30 @@ impl Record {
         }
         Ok(record)
     }
+
+    /// Whether `now` is of the same command, seed, data and teacher; `verb` is what is refused if not.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] naming both.
+    pub fn check_same(&self, now: &Self, verb: &str) -> Result<()> {
+        let text = |r: &Self| {
+            let data: Vec<_> = r.data.iter().map(|(part, sha)| format!("{part} {}", short(sha))).collect();
+            let teacher: Vec<_> = r.teacher.iter().map(|sha| short(sha)).collect();
+            format!(
+                "{} with seed {}, data {}, teacher {}",
+                r.command,
+                r.seed,
+                data.join(" "),
+                if teacher.is_empty() { "none".to_owned() } else { teacher.join(" ") }
+            )
+        };
+        let key = |r: &Self| (r.command.clone(), r.seed, r.data.clone(), r.teacher.clone());
+        if key(self) == key(now) {
+            return Ok(());
+        }
+        Err(Error::usage(format!("{verb} the run"), text(self), text(now))
+            .with_hint("it needs what the run began with; begin another run in a folder of its own"))
+    }
 }
 
 /// An open run.
@@ -202,7 +226,9 @@ impl RunDir {
         let mut record = record;
         let mut from = None;
         if resume {
-            record.resumed = same_run(root, &record)?.resumed;
+            let before = Record::load(root)?;
+            before.check_same(&record, "resume")?;
+            record.resumed = before.resumed;
             from = newest(root, &checkpoints, say)?;
             record.resumed.push(from.as_ref().map_or(0, |c| c.state.step));
         } else if begin == Begin::Resume {
@@ -287,30 +313,6 @@ fn lock(root: &Path) -> Result<File> {
         // Some network file systems know no locks; the run is as safe as the user makes it.
         Err(fs::TryLockError::Error(_)) => Ok(file),
     }
-}
-
-/// The record of the run in `root`, which has to be of what `record` is of.
-fn same_run(root: &Path, record: &Record) -> Result<Record> {
-    let before = Record::load(root)?;
-    let text = |r: &Record| {
-        let data: Vec<_> = r.data.iter().map(|(part, sha)| format!("{part} {}", short(sha))).collect();
-        let teacher: Vec<_> = r.teacher.iter().map(|sha| short(sha)).collect();
-        format!(
-            "{} with seed {}, data {}, teacher {}",
-            r.command,
-            r.seed,
-            data.join(" "),
-            if teacher.is_empty() { "none".to_owned() } else { teacher.join(" ") }
-        )
-    };
-    let (wanted, found) = (text(&before), text(record));
-    if (&before.command, before.seed, &before.data, &before.teacher)
-        == (&record.command, record.seed, &record.data, &record.teacher)
-    {
-        return Ok(before);
-    }
-    Err(Error::usage(format!("--resume {}", root.display()), wanted, found)
-        .with_hint("resume with what the run began with, or begin another in a folder of its own"))
 }
 
 fn short(sha: &str) -> String {

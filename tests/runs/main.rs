@@ -5,4 +5,5 @@ mod faults;
 #[cfg(unix)]
 mod interrupt;
 mod limits;
+mod replay;
 mod same_bits;

@@ -156,7 +156,7 @@ fn what_is_not_the_same_run_is_not_resumed() {
     assert!(said.contains("nothing to resume"), "{said}");
     for (more, word) in [(["--seed", "2"], "seed 2"), (["--label-fraction", "0.5"], "data")] {
         let said = fails(bench.train("run", &["--steps", "30", "--resume"]).args(more), 2);
-        assert!(said.contains("--resume") && said.contains(word), "{said}");
+        assert!(said.contains("resume the run") && said.contains(word), "{said}");
     }
     let said = fails(
         bench
