@@ -70,6 +70,14 @@ pub enum Error {
     /// The run itself failed: a loss or a weight is no longer a finite number, a target was missed.
     #[error("{0}")]
     Run(String),
+    /// The user stopped the run, which left a checkpoint.
+    #[error("interrupted after step {step}; checkpoint saved in {}", checkpoint.display())]
+    Interrupted {
+        /// Steps done.
+        step: u64,
+        /// The folder to go on from.
+        checkpoint: PathBuf,
+    },
 }
 
 impl Error {
@@ -112,7 +120,7 @@ impl Error {
             | Self::Io { hint, .. }
             | Self::Device { hint, .. } => *hint = Some(text.into()),
             Self::NoAdapter { hint, .. } => *hint = text.into(),
-            Self::Run(_) => {}
+            Self::Run(_) | Self::Interrupted { .. } => {}
         }
         self
     }
@@ -126,10 +134,12 @@ impl Error {
             | Self::Device { hint, .. } => hint.as_deref(),
             Self::NoAdapter { hint, .. } => Some(hint),
             Self::Run(_) => None,
+            Self::Interrupted { .. } => Some("go on with --resume"),
         }
     }
 
-    /// The binary's exit code: 1 the run failed, 2 usage, 3 no adapter, 4 data or model file, 5 device.
+    /// The binary's exit code: 1 the run failed, 2 usage, 3 no adapter, 4 data or model file, 5 device,
+    /// 130 interrupted.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Run(_) => 1,
@@ -137,6 +147,7 @@ impl Error {
             Self::NoAdapter { .. } => 3,
             Self::Data { .. } | Self::Io { .. } => 4,
             Self::Device { .. } => 5,
+            Self::Interrupted { .. } => 130,
         }
     }
 }

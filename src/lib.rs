@@ -12,8 +12,8 @@
 //! kernels     one kernel each: a shader and its twin                  (knows no models)
 //! mlp         layers, parameters, forward and backward side by side
 //! distill     the step: data and teacher in, loss head, optimiser
-//! train       the loop: epochs, orders, submissions, metrics
-//! report      files, tables, intervals, progress
+//! report      files, tables, intervals, progress                     (imports data alone)
+//! train       the loop; the run directory, checkpoints, resuming
 //! verify      every kernel held to the reference, on any device
 //! bench       the kernel and step benchmark harness
 //! cli         one file per subcommand

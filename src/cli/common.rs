@@ -1,9 +1,11 @@
 //! Options that several commands share, and what they turn into.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 
+use crate::cli::options::CALL;
 use crate::cli::teachers::ForeignArgs;
 use crate::data::{Dataset, Split};
 use crate::distill::step::Optimizer;
@@ -12,17 +14,18 @@ use crate::gpu::{AdapterChoice, Gpu};
 use crate::kernels::adam::Adam;
 use crate::kernels::matmul::Activation;
 use crate::mlp::weights::{Initializer, Model, SaveOptions, StoredType, Weights, check_sizes};
+use crate::train::run_dir::{self, Begin};
 use crate::train::{Length, Recipe};
 use crate::verify::doctor::screen;
 
 #[derive(Args)]
 #[command(next_help_heading = "Device")]
 pub struct DeviceArgs {
-    /// Adapter to use: an index of `limbeck devices`, or a part of its name [env: WGPU_ADAPTER_NAME].
-    #[arg(long, value_name = "INDEX|NAME")]
+    /// Adapter to use: an index of `limbeck devices`, or a part of its name.
+    #[arg(long, value_name = "INDEX|NAME", env = "WGPU_ADAPTER_NAME")]
     adapter: Option<String>,
-    /// Graphics API: vulkan, metal or dx12 [env: WGPU_BACKEND].
-    #[arg(long, value_name = "API")]
+    /// Graphics API: vulkan, metal or dx12.
+    #[arg(long, value_name = "API", env = "WGPU_BACKEND")]
     backend: Option<String>,
     /// Kernel choices that `limbeck tune` measured on this device, instead of the built-in ones.
     #[arg(long, value_name = "FILE")]
@@ -40,6 +43,19 @@ impl DeviceArgs {
             profile: self.profile.clone(),
             checked: false,
         }
+    }
+
+    /// The options as they were given.
+    pub fn given(&self) -> Vec<OsString> {
+        let text = |v: &Option<String>| v.as_ref().map(OsString::from);
+        let profile = self.profile.as_ref().map(OsString::from);
+        let valued =
+            [("--adapter", text(&self.adapter)), ("--backend", text(&self.backend)), ("--profile", profile)];
+        let mut all: Vec<OsString> = self.screen.then(|| "--screen".into()).into_iter().collect();
+        for (name, value) in valued {
+            all.extend(value.into_iter().flat_map(|v| [name.into(), v]));
+        }
+        all
     }
 
     /// Opens the device and says on stderr which one it is.
@@ -245,20 +261,37 @@ impl TrainingArgs {
 #[derive(Args)]
 #[command(next_help_heading = "Output")]
 pub struct OutputArgs {
-    /// Folder for the model and metrics.jsonl.
+    /// Folder for the run: its model, metrics, record and checkpoints.
     #[arg(long, value_name = "DIR")]
-    out: PathBuf,
-    /// Overwrite what --out already holds.
-    #[arg(long)]
-    force: bool,
+    pub out: PathBuf,
     /// Steps per line of metrics.jsonl.
     #[arg(long, default_value_t = 100, value_name = "STEPS")]
     pub log_every: u64,
+    #[command(flatten)]
+    pub form: FormArgs,
+    #[command(flatten)]
+    pub call: CallArgs,
+}
+
+/// What concerns the call and not the run: not kept in the run's config.toml, not taken from a file.
+#[derive(Args)]
+#[command(next_help_heading = CALL)]
+pub struct CallArgs {
+    /// Take options from this TOML file; what the command line says wins. See `limbeck config`.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Overwrite the run that --out already holds.
+    #[arg(long, conflicts_with = "resume")]
+    force: bool,
+    /// Go on with the run in --out from its newest checkpoint; without --config, with its options.
+    #[arg(long)]
+    resume: bool,
+    /// After a fault of the device, open it again and go on from the last checkpoint, up to N times.
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub retry_device: u32,
     /// Print the result as one JSON object and no progress.
     #[arg(long)]
     pub json: bool,
-    #[command(flatten)]
-    pub form: FormArgs,
 }
 
 /// The form of a model file.
@@ -296,17 +329,21 @@ impl FormArgs {
     }
 }
 
+impl CallArgs {
+    /// What to do with the run that a folder holds.
+    pub fn begin(&self) -> Begin {
+        match (self.force, self.resume) {
+            (true, _) => Begin::Force,
+            (_, true) => Begin::Resume,
+            _ => Begin::New,
+        }
+    }
+}
+
 impl OutputArgs {
     /// Makes sure that nothing would be overwritten; makes nothing yet.
     pub fn check(&self, model: &str) -> Result<()> {
-        let taken = [model, "metrics.jsonl"].map(|f| self.out.join(f)).into_iter().find(|p| p.exists());
-        match taken {
-            Some(path) if !self.force => {
-                Err(Error::usage("--out", "a folder without results", format!("{} exists", path.display()))
-                    .with_hint("choose another folder, or overwrite with --force"))
-            }
-            _ => Ok(()),
-        }
+        run_dir::check(&self.out, model, self.call.begin())
     }
 
     /// The folder, made if need be.

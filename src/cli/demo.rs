@@ -180,7 +180,7 @@ impl<'a> Stage<'a> {
         let mut progress = Progress::new(title, run.steps, self.args.json);
         run.advance(run.steps, |row| {
             if row.replica == 0 {
-                progress.at(row.step, row.steps, &format!("loss {:.4}", row.loss));
+                progress.at(row.step, row.steps, row.left, &format!("loss {:.4}", row.loss));
             }
             Ok(())
         })?;

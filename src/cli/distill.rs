@@ -1,17 +1,25 @@
 //! `limbeck distill`
 
+use std::sync::Arc;
+
 use crate::cli::common::{DeviceArgs, NetworkArgs, OutputArgs, TrainingArgs};
 use crate::cli::data::{DataArgs, TrainRowsArgs, TransferArgs};
-use crate::cli::job::Job;
+use crate::cli::job::{Job, Outcome, run_on};
+use crate::cli::keep::KeepArgs;
+use crate::cli::options::Resolved;
 use crate::cli::seeds::Seeds;
 use crate::cli::teachers::{ForeignArgs, TeacherArgs};
-use crate::distill::logits::Wanted;
+use crate::data::Split;
+use crate::distill::logits::{Logits, Wanted};
 use crate::distill::step::Loss;
 use crate::error::{Error, Result};
-use crate::train::Replica;
+use crate::gpu::Gpu;
+use crate::mlp::weights::Model;
+use crate::train::run_dir::Record;
+use crate::train::{Recipe, Replica};
 
-/// Trains a student on a teacher's soft targets and writes DIR/student.safetensors, the student
-/// alone, and DIR/metrics.jsonl.
+/// Trains a student on a teacher's soft targets and writes a run's folder with student.safetensors,
+/// the student alone, in it.
 ///
 /// The loss is hard_weight * CE(labels) + soft_weight * T^2 * KL(teacher || student), both logits
 /// divided by T in the second term, both terms means over the batch.
@@ -60,7 +68,7 @@ pub struct Args {
     /// Train so many students side by side, from --seed upwards, and as many from scratch on the labels
     /// alone: mean, 95 % interval and paired t-test of the test errors. Writes DIR/seed-{S},
     /// DIR/scratch-{S} and DIR/seeds.json.
-    #[arg(long, value_name = "N", conflicts_with = "validation", help_heading = "Distillation",
+    #[arg(long, value_name = "N", conflicts_with_all = ["validation", "resume"], help_heading = "Distillation",
           value_parser = clap::value_parser!(u64).range(2..=1000))]
     seeds: Option<u64>,
     #[command(flatten)]
@@ -68,12 +76,26 @@ pub struct Args {
     #[command(flatten)]
     training: TrainingArgs,
     #[command(flatten)]
+    keep: KeepArgs,
+    #[command(flatten)]
     output: OutputArgs,
     #[command(flatten)]
     device: DeviceArgs,
 }
 
 impl Args {
+    /// Whether the result is to be printed as JSON.
+    pub fn json(&self) -> bool {
+        self.output.call.json
+    }
+
+    /// Refuses values that make no sense, before any file is read.
+    pub fn check(&self) -> Result<()> {
+        self.training.recipe(self.output.log_every)?;
+        self.keep.settings()?;
+        self.loss().map(|_| ())
+    }
+
     fn loss(&self) -> Result<Loss> {
         let (hard_weight, soft_weight) = match (self.hard_weight, self.soft_weight, self.alpha) {
             (Some(hard), Some(soft), _) => (hard, soft),
@@ -92,11 +114,22 @@ impl Args {
     }
 }
 
-pub fn run(args: &Args) -> Result<()> {
-    const FILE: &str = "student.safetensors";
+/// What a run needs that no device is needed for.
+struct Prepared {
+    recipe: Recipe,
+    loss: Loss,
+    split: Split,
+    /// The test rows are the validation rows too: none were held back.
+    held_out: bool,
+    models: Vec<Model>,
+    cached: Arc<Vec<Logits>>,
+    start: Model,
+}
+
+fn prepare(args: &Args) -> Result<Prepared> {
+    args.check()?;
     let recipe = args.training.recipe(args.output.log_every)?;
     let loss = args.loss()?;
-    args.output.check(if args.seeds.is_some() { "seeds.json" } else { FILE })?;
     let seed = args.training.seed;
     let split = args.data.load(loss.hard_weight > 0.0)?;
     let classes = args.network.layers.last().copied().unwrap_or(0);
@@ -123,39 +156,67 @@ pub fn run(args: &Args) -> Result<()> {
     let mut split = args.transfer.apply(&args.data, split)?;
     let start = args.network.start(&args.foreign, &split.train, seed)?;
     args.rows.normalise(&args.data, &mut split, start.normalisation.as_ref())?;
-    let gpu = args.device.open(args.output.json)?;
-    let teachers = args.teacher.ready(&gpu, models, cached, loss.temperature)?;
-    if let Some(count) = args.seeds {
-        let start = |seed| Ok((seed, args.network.start(&args.foreign, &split.train, seed)?.weights));
-        Seeds {
-            gpu: &gpu,
-            split: &split,
-            teacher: teachers.source(&gpu, &split.train, args.rows.device_memory)?,
-            teachers: &teachers,
-            recipe,
-            device_memory: args.rows.device_memory,
-            loss,
-            lr: args.training.lr,
-            starts: (seed..seed + count).map(start).collect::<Result<_>>()?,
-            output: &args.output,
-        }
-        .run()?;
-        return teachers.check_unchanged(&gpu);
+    Ok(Prepared { recipe, loss, split, held_out, models, cached: Arc::new(cached), start })
+}
+
+/// Trains and prints the result.
+pub fn run_and_print(args: &Args, resolved: &Resolved) -> Result<()> {
+    match args.seeds {
+        Some(count) => run_seeds(args, count),
+        None => run(args, resolved, None)?.print(args.json()),
     }
-    let outcome = Job {
+}
+
+/// Trains; where `expected` is given, only on what that record was on.
+pub fn run(args: &Args, resolved: &Resolved, expected: Option<&Record>) -> Result<Outcome> {
+    const FILE: &str = "student.safetensors";
+    args.output.check(FILE)?;
+    let Prepared { recipe, loss, split, held_out, models, cached, start } = prepare(args)?;
+    let attempt = |gpu: &Gpu, again: bool| {
+        let teachers = args.teacher.ready(gpu, &models, cached.clone(), loss.temperature)?;
+        let student = start.weights.clone();
+        let job = Job {
+            gpu,
+            split: &split,
+            teacher: teachers.source(gpu, &split.train, args.rows.device_memory)?,
+            teachers: Some(&teachers),
+            held_out,
+            device_memory: args.rows.device_memory,
+            recipe: recipe.clone(),
+            replica: Replica { seed: args.training.seed, lr: args.training.lr, loss, student },
+            keep: &args.keep,
+            output: &args.output,
+            resolved,
+            expected,
+            title: "distilling",
+            file: FILE,
+        };
+        let outcome = job.run(again)?;
+        teachers.check_unchanged(gpu)?;
+        Ok(outcome)
+    };
+    run_on(&args.device, &args.output.call, attempt)
+}
+
+fn run_seeds(args: &Args, count: u64) -> Result<()> {
+    args.output.check("seeds.json")?;
+    let Prepared { recipe, loss, split, models, cached, .. } = prepare(args)?;
+    let gpu = args.device.open(args.json())?;
+    let teachers = args.teacher.ready(&gpu, &models, cached, loss.temperature)?;
+    let first = args.training.seed;
+    let start = |seed| Ok((seed, args.network.start(&args.foreign, &split.train, seed)?.weights));
+    Seeds {
         gpu: &gpu,
         split: &split,
         teacher: teachers.source(&gpu, &split.train, args.rows.device_memory)?,
-        teachers: Some(&teachers),
-        held_out,
-        device_memory: args.rows.device_memory,
+        teachers: &teachers,
         recipe,
-        replica: Replica { seed, lr: args.training.lr, loss, student: start.weights },
+        device_memory: args.rows.device_memory,
+        loss,
+        lr: args.training.lr,
+        starts: (first..first + count).map(start).collect::<Result<_>>()?,
         output: &args.output,
-        title: "distilling",
-        file: FILE,
     }
     .run()?;
-    teachers.check_unchanged(&gpu)?;
-    outcome.print(args.output.json)
+    teachers.check_unchanged(&gpu)
 }

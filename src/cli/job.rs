@@ -1,8 +1,11 @@
 //! One training run of one network from the command line, and what it leaves behind.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::cli::common::OutputArgs;
+use crate::cli::common::{CallArgs, DeviceArgs, OutputArgs};
+use crate::cli::keep::{KeepArgs, interruptions};
+use crate::cli::options::{self, Resolved};
 use crate::cli::teachers::Teachers;
 use crate::data::{Dataset, Normalisation, Split};
 use crate::distill::infer::Inference;
@@ -12,9 +15,13 @@ use crate::gpu::Gpu;
 use crate::mlp::Mlp;
 use crate::mlp::weights::Model;
 use crate::reference::{Matrix, metrics};
-use crate::report::metrics_file::{Line, MetricsFile};
+use crate::report::metrics_file::Line;
 use crate::report::progress::Progress;
-use crate::train::{Recipe, Replica, Row, Rows, Run};
+use crate::train::checkpoint::Checkpoint;
+use crate::train::run_dir::{self, Begin, Record, RunDir};
+use crate::train::session::{Session, Watcher, retrying};
+use crate::train::stop::{Ending, Score};
+use crate::train::{Recipe, Replica, Row, Rows, Run, Span};
 
 /// Rows per batch in evaluation: large enough to keep a device busy, small enough for any.
 const EVAL_BATCH: usize = 1000;
@@ -80,7 +87,11 @@ pub struct Job<'a> {
     pub device_memory: Option<u64>,
     pub recipe: Recipe,
     pub replica: Replica,
+    pub keep: &'a KeepArgs,
     pub output: &'a OutputArgs,
+    pub resolved: &'a Resolved,
+    /// The record of the run that this one repeats.
+    pub expected: Option<&'a Record>,
     pub title: &'static str,
     /// The model's file name in the output folder.
     pub file: &'static str,
@@ -92,82 +103,187 @@ pub struct Outcome {
     schema_version: u32,
     adapter: String,
     /// The written file.
-    model: PathBuf,
+    pub model: PathBuf,
     parameters: usize,
-    weights_sha256: String,
+    pub weights_sha256: String,
+    /// Steps done.
     steps: u64,
+    /// Why no more.
+    ending: Ending,
+    /// The step that the weights are of: the best one on validation, or the last.
+    best_step: u64,
+    /// Of this process.
     seconds: f64,
+    rows_per_second: f64,
     validation: Option<Evaluation>,
     /// On the test rows, which nothing was chosen by; evaluated once, at the end.
     test: Option<Evaluation>,
 }
 
+/// Opens the device and attempts the run, again after a fault of the device where that was asked for.
+pub fn run_on(
+    device: &DeviceArgs,
+    call: &CallArgs,
+    attempt: impl FnMut(&Gpu, bool) -> Result<Outcome>,
+) -> Result<Outcome> {
+    retrying(call.retry_device, || device.open(call.json), attempt, |what| eprintln!("note: {what}"))
+}
+
 impl Job<'_> {
-    /// Trains, evaluates and writes the model and its metrics.
-    pub fn run(self) -> Result<Outcome> {
-        let Self { gpu, split, teacher, teachers, recipe, replica, output, title, file, .. } = self;
-        let began = std::time::Instant::now();
+    /// Trains, evaluates and fills the run's folder; `again` goes on with what an attempt before left.
+    pub fn run(self, again: bool) -> Result<Outcome> {
+        let validation = self.split.validation.as_ref().filter(|v| v.labels.is_some());
+        self.keep.check_validation(validation.is_some())?;
         let rows = Rows { device_memory: self.device_memory, ..Rows::default() };
-        let mut run = Run::new(gpu, &split.train, rows, &teacher, recipe, vec![replica])?;
-        let folder = output.create()?;
-        let mut metrics = MetricsFile::create(folder)?;
-        let mut progress = Progress::new(title, run.steps, output.json);
-        let judge = Judge { gpu, teachers };
-        let mut validation = None;
-        let agreement = |row: &Row| teachers.map(|_| row.agreement);
-        while run.done < run.steps {
-            let to = match split.validation {
-                Some(_) => (run.done / run.steps_per_epoch() + 1) * run.steps_per_epoch(),
-                None => run.steps,
-            };
-            run.advance(to, |row| {
-                progress.at(row.step, row.steps, &message(row));
-                metrics.write(&Line {
-                    split: "train",
-                    step: row.step,
-                    epoch: row.epoch,
-                    loss: Some(row.loss),
-                    hard_loss: Some(row.hard_loss),
-                    soft_loss: agreement(row).map(|_| row.soft_loss),
-                    accuracy: Some(row.accuracy),
-                    agreement: agreement(row),
-                    lr: Some(row.lr),
-                    samples_per_second: Some(row.samples_per_second),
-                })
-            })?;
-            if let Some(rows) = split.validation.as_ref().filter(|v| v.labels.is_some()) {
-                let seen = judge.evaluate(run.students(), rows, self.held_out)?;
-                metrics.write(&seen.line("validation", &run))?;
-                validation = Some(seen);
+        let (recipe, replicas) = (self.recipe.clone(), vec![self.replica.clone()]);
+        let mut run = Run::new(self.gpu, &self.split.train, rows, &self.teacher, recipe, replicas)?;
+        let (mut dir, from) = self.open(again)?;
+        let outcome = self.fill(&mut run, &mut dir, from);
+        let closed = dir.close(outcome.as_ref().err());
+        // The run's own error says more than that its record could not be written.
+        let outcome = outcome?;
+        closed.map(|()| outcome)
+    }
+
+    /// The run's folder, and where to go on from.
+    fn open(&self, again: bool) -> Result<(RunDir, Option<Checkpoint>)> {
+        let out = &self.output.out;
+        let resume = again && out.join(run_dir::RECORD).exists();
+        let begin = if resume { Begin::Resume } else { self.output.call.begin() };
+        let config = out.join(options::FILE);
+        if begin == Begin::Resume && config.exists() {
+            for difference in self.resolved.differences(&config)? {
+                eprintln!("note: {difference}");
             }
         }
-        progress.finish();
-        let weights = run.students().read_blocking(gpu)?.swap_remove(0);
-        let test = match split.test.as_ref().filter(|t| t.labels.is_some()) {
+        let parts = [
+            ("train", Some(&self.split.train)),
+            ("validation", self.split.validation.as_ref()),
+            ("test", self.split.test.as_ref()),
+        ];
+        let data = parts
+            .into_iter()
+            .filter_map(|(name, part)| Some((name.to_owned(), part?)))
+            .map(|(name, part)| Ok((name, part.content_sha256()?)))
+            .collect::<Result<_>>()?;
+        let teacher = self.teachers.map(Teachers::sha256).unwrap_or_default();
+        let record = Record::new(self.resolved.command(), self.gpu, self.replica.seed, data, teacher);
+        if let Some(expected) = self.expected {
+            expected.check_same(&record, "replay")?;
+        }
+        let mut say = |what: &str| eprintln!("note: {what}");
+        RunDir::open(out, self.file, begin, self.resolved.text(), record, &mut say)
+    }
+
+    fn fill(&self, run: &mut Run<'_>, dir: &mut RunDir, from: Option<Checkpoint>) -> Result<Outcome> {
+        let began = std::time::Instant::now();
+        let first = from.as_ref().map_or(0, |c| c.state.step);
+        let json = self.output.call.json;
+        let mut watch = Watch {
+            job: self,
+            progress: Progress::new(self.title, run.steps, json),
+            validation: self.split.validation.as_ref().filter(|v| v.labels.is_some()),
+            last: None,
+            asked: interruptions()?,
+        };
+        let session = Session::new(run, dir, self.keep.settings()?, from)?;
+        let (ending, best_step) = session.drive(&mut watch)?;
+        let last = watch.last.take();
+        watch.progress.finish();
+        let seconds = began.elapsed().as_secs_f64();
+        let trained =
+            (run.done - first) as f64 * self.split.train.rows() as f64 / run.steps_per_epoch() as f64;
+
+        let validation = match &watch.validation {
+            // The weights are no longer those of the last evaluation.
+            Some(rows) if best_step != run.done || last.is_none() => {
+                Some(self.evaluate(run.students(), rows, self.held_out)?)
+            }
+            _ => last,
+        };
+        let test = match self.split.test.as_ref().filter(|t| t.labels.is_some()) {
             Some(rows) => {
-                let seen = judge.evaluate(run.students(), rows, false)?;
-                metrics.write(&seen.line("test", &run))?;
+                let seen = self.evaluate(run.students(), rows, false)?;
+                dir.metrics.write(&seen.line("test", run))?;
                 Some(seen)
             }
             None => None,
         };
-        let model = folder.join(file);
-        let normalisation = Some(split.train.normalisation.clone());
-        let class_names = split.train.class_names.clone();
-        let trained = Model { weights, normalisation, class_names, activation_known: true };
-        trained.save(&model, output.form.options())?;
-        let weights = trained.weights;
-        Ok(Outcome {
+        dir.metrics.sync()?;
+        let weights = run.students().read_blocking(self.gpu)?.swap_remove(0);
+        let model = dir.root.join(self.file);
+        let normalisation = Some(self.split.train.normalisation.clone());
+        let class_names = self.split.train.class_names.clone();
+        let student = Model { weights, normalisation, class_names, activation_known: true };
+        student.save(&model, self.output.form.options())?;
+        let weights = student.weights;
+        let outcome = Outcome {
             schema_version: 1,
-            adapter: gpu.report.line(),
+            adapter: self.gpu.report.line(),
             model,
             parameters: weights.parameters(),
             weights_sha256: weights.sha256(),
-            steps: run.steps,
-            seconds: began.elapsed().as_secs_f64(),
+            steps: run.done,
+            ending,
+            best_step,
+            seconds,
+            rows_per_second: trained / seconds,
             validation,
             test,
-        })
+        };
+        dir.write_summary(&outcome)?;
+        Ok(outcome)
+    }
+
+    fn evaluate(&self, student: &Mlp, rows: &Dataset, cached: bool) -> Result<Evaluation> {
+        let teacher = self.teachers.map(|t| t.judge(self.gpu, rows, cached)).transpose()?.flatten();
+        evaluate(&logits(self.gpu, student, rows)?, rows, teacher.as_ref())
+    }
+}
+
+/// What a session asks of a job.
+struct Watch<'j, 'a> {
+    job: &'j Job<'a>,
+    progress: Progress,
+    validation: Option<&'a Dataset>,
+    last: Option<Evaluation>,
+    asked: &'static AtomicBool,
+}
+
+impl Watcher for Watch<'_, '_> {
+    fn line(&mut self, row: &Row) -> Line {
+        if row.span == Span::Interval {
+            self.progress.at(row.step, row.steps, row.left, &message(row));
+        }
+        let taught = self.job.teachers.is_some();
+        Line {
+            split: "train",
+            step: row.step,
+            epoch: row.epoch,
+            loss: Some(row.loss),
+            hard_loss: Some(row.hard_loss),
+            soft_loss: taught.then_some(row.soft_loss),
+            accuracy: Some(row.accuracy),
+            agreement: taught.then_some(row.agreement),
+            lr: Some(row.lr),
+        }
+    }
+
+    fn validates(&self) -> bool {
+        self.validation.is_some()
+    }
+
+    fn evaluate(&mut self, run: &Run<'_>) -> Result<(Line, Score)> {
+        let rows = self.validation.ok_or_else(|| Error::usage("validation rows", "some", "none"))?;
+        let seen = self.job.evaluate(run.students(), rows, self.job.held_out)?;
+        let score = Score { errors: seen.errors as u64, nll: seen.nll };
+        let line = seen.line("validation", run);
+        self.last = Some(seen);
+        Ok((line, score))
+    }
+
+    fn interrupted(&self) -> bool {
+        self.asked.load(Ordering::Relaxed)
     }
 }
 
@@ -178,18 +294,6 @@ fn message(row: &Row) -> String {
         100.0 * row.accuracy,
         row.samples_per_second
     )
-}
-
-struct Judge<'a> {
-    gpu: &'a Gpu,
-    teachers: Option<&'a Teachers>,
-}
-
-impl Judge<'_> {
-    fn evaluate(&self, student: &Mlp, rows: &Dataset, cached: bool) -> Result<Evaluation> {
-        let teacher = self.teachers.map(|t| t.judge(self.gpu, rows, cached)).transpose()?.flatten();
-        evaluate(&logits(self.gpu, student, rows)?, rows, teacher.as_ref())
-    }
 }
 
 impl Evaluation {
@@ -227,7 +331,12 @@ impl Outcome {
             println!("{text}");
             return Ok(());
         }
-        println!("steps       {} in {:.1} s", self.steps, self.seconds);
+        let ending = match self.ending {
+            Ending::Complete => String::new(),
+            Ending::Patience => format!("; validation was best at step {}", self.best_step),
+            Ending::MaxSteps | Ending::MaxMinutes => "; more with --resume".to_owned(),
+        };
+        println!("steps       {} in {:.1} s{ending}", self.steps, self.seconds);
         println!("parameters  {}", self.parameters);
         if let Some(e) = &self.validation {
             println!("validation  {}", e.text());

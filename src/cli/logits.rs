@@ -220,7 +220,7 @@ fn write_all(
         inference.each_of_blocking(gpu, range, |batch, logits| {
             writer.push(&logits)?;
             done += batch.len();
-            progress.at(done as u64, total as u64, "rows");
+            progress.at(done as u64, total as u64, None, "rows");
             Ok(())
         })?;
         if let Some([bound, divergence]) = writer.finish()? {

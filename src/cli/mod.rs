@@ -3,6 +3,7 @@
 mod bench;
 mod common;
 mod compare;
+mod config;
 mod data;
 mod demo;
 mod devices;
@@ -11,16 +12,23 @@ mod doctor;
 mod eval;
 mod export;
 mod job;
+mod keep;
 mod logits;
+mod options;
 mod predict;
+mod replay;
 mod seeds;
 mod teachers;
 mod train;
 mod tune;
 
-use clap::{Parser, Subcommand};
+use std::ffi::OsString;
 
-use crate::error::Result;
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use crate::cli::options::Resolved;
+use crate::error::{Error, Result};
+use crate::train::run_dir::Record;
 
 /// Knowledge distillation of multi-layer perceptrons on any GPU.
 ///
@@ -31,7 +39,7 @@ use crate::error::Result;
 #[command(name = "limbeck", version, max_term_width = 100)]
 #[command(after_help = "Start with `limbeck demo`: no files, no network, under a minute.\n\
     Exit codes: 0 done, 1 the run failed, 2 usage, 3 no usable adapter, 4 bad data or model file, \
-    5 device lost or out of memory.")]
+    5 device lost or out of memory, 130 interrupted with a checkpoint saved.")]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -49,6 +57,8 @@ enum Command {
     Train(train::Args),
     /// Train a student on a teacher's soft targets and, if wanted, the labels.
     Distill(distill::Args),
+    /// Run a finished run again from its folder and compare the weights.
+    Replay(replay::Args),
     /// Measure a network on a data set: errors, calibration, classes; beside a teacher or a baseline.
     Eval(eval::Args),
     /// Compare two networks on the same rows: McNemar's test.
@@ -61,6 +71,8 @@ enum Command {
     Export(export::Args),
     /// Measure the kernels and the step on this device.
     Bench(bench::Args),
+    /// Check a file of options, or show what a run would be told.
+    Config(config::Args),
     /// Find the fastest kernels for a configuration on this device, once.
     Tune(tune::Args),
 }
@@ -71,18 +83,52 @@ enum Command {
 /// # Errors
 /// Whatever the command met.
 pub fn run() -> Result<()> {
-    match Cli::parse().command {
+    let (command, resolved) = parse(std::env::args_os().collect())?;
+    match command {
         Command::Demo(args) => demo::run(&args),
         Command::Devices(args) => devices::run(&args),
         Command::Doctor(args) => doctor::run(&args),
-        Command::Train(args) => train::run(&args),
-        Command::Distill(args) => distill::run(&args),
+        Command::Train(args) => train::run(&args, &resolved?, None)?.print(args.json()),
+        Command::Distill(args) => distill::run_and_print(&args, &resolved?),
+        Command::Replay(args) => replay::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Compare(args) => compare::run(&args),
         Command::Logits(args) => logits::run(&args),
         Command::Predict(args) => predict::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Config(args) => config::run(&args),
         Command::Tune(args) => tune::run(&args),
     }
+}
+
+/// The command that arguments (the program's name first) and the file they name amount to, and what it
+/// is told in the end. What clap refuses ends the process.
+fn parse(args: Vec<OsString>) -> Result<(Command, Result<Resolved>)> {
+    let mut cli = Cli::command();
+    let expanded = options::expand(&cli, args)?;
+    let parsed = cli.try_get_matches_from_mut(&expanded.args);
+    let parsed = parsed.and_then(|matches| Ok((Cli::from_arg_matches(&matches)?, matches)));
+    let (parsed, matches) = parsed.unwrap_or_else(|error| {
+        if let Some(file) = expanded.file.filter(|_| error.use_stderr()) {
+            eprintln!("note: the options of {} are among the arguments", file.display());
+        }
+        error.exit()
+    });
+    let own = matches.subcommand().and_then(|(name, own)| Some((cli.find_subcommand(name)?, own)));
+    let (command, own) = own.ok_or_else(|| Error::usage("command", "one", "none"))?;
+    Ok((parsed.command, Resolved::of(command, own)))
+}
+
+/// Runs `train` or `distill` as `args` say, which has to be on what `record` was on. Gives the hash of
+/// the weights and the record of this run.
+fn rerun(args: Vec<OsString>, record: &Record) -> Result<(String, Record)> {
+    let (command, resolved) = parse(args)?;
+    let outcome = match command {
+        Command::Train(args) => train::run(&args, &resolved?, Some(record))?,
+        Command::Distill(args) => distill::run(&args, &resolved?, Some(record))?,
+        _ => return Err(Error::usage("the run's command", "train or distill", &record.command)),
+    };
+    let folder = outcome.model.parent().unwrap_or(std::path::Path::new("."));
+    Ok((outcome.weights_sha256.clone(), Record::load(folder)?))
 }

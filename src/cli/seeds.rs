@@ -158,7 +158,7 @@ impl Seeds<'_> {
         };
         let text = serde_json::to_string(&report).map_err(|e| Error::Run(e.to_string()))?;
         write_atomically(&folder.join("seeds.json"), text.as_bytes())?;
-        match self.output.json {
+        match self.output.call.json {
             true => println!("{text}"),
             false => report.print(folder),
         }
@@ -182,10 +182,10 @@ impl Seeds<'_> {
         let replicas = self.starts.iter().map(replica).collect();
         let recipe = Recipe { length, ..self.recipe.clone() };
         let mut run = Run::new(self.gpu, &self.split.train, rows, teacher, recipe, replicas)?;
-        let mut progress = Progress::new(title, run.steps, self.output.json);
+        let mut progress = Progress::new(title, run.steps, self.output.call.json);
         run.advance(run.steps, |row| {
             if row.replica == 0 {
-                progress.at(row.step, row.steps, &format!("loss {:.4}", row.loss));
+                progress.at(row.step, row.steps, row.left, &format!("loss {:.4}", row.loss));
             }
             Ok(())
         })?;

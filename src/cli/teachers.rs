@@ -1,8 +1,10 @@
 //! One or several teachers as the command line names them: networks, logits on disk, or both.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
+use sha2::{Digest, Sha256};
 
 use crate::cli::common::ActivationName;
 use crate::cli::job::logits_as;
@@ -84,7 +86,7 @@ struct Network {
 /// Teachers, ready to teach.
 pub struct Teachers {
     networks: Vec<Network>,
-    cached: Vec<Logits>,
+    cached: Arc<Vec<Logits>>,
     rule: Rule,
     /// T of the soft term, at which probabilities are averaged.
     temperature: f64,
@@ -162,19 +164,19 @@ impl TeacherArgs {
     pub fn ready(
         &self,
         gpu: &Gpu,
-        models: Vec<Model>,
-        cached: Vec<Logits>,
+        models: &[Model],
+        cached: Arc<Vec<Logits>>,
         temperature: f64,
     ) -> Result<Teachers> {
         let networks = models
-            .into_iter()
+            .iter()
             .enumerate()
             .map(|(i, model)| {
                 let name = if i == 0 { "teacher".to_owned() } else { format!("teacher{i}") };
                 Ok(Network {
                     sha256: model.weights.sha256(),
-                    normalisation: model.normalisation.unwrap_or(Normalisation::scaled(1.0)),
-                    mlp: Mlp::upload(gpu, &name, &[model.weights])?,
+                    normalisation: model.normalisation.clone().unwrap_or(Normalisation::scaled(1.0)),
+                    mlp: Mlp::upload(gpu, &name, std::slice::from_ref(&model.weights))?,
                 })
             })
             .collect::<Result<_>>()?;
@@ -223,6 +225,16 @@ impl Teachers {
             }
         }
         Ok(Some(mean))
+    }
+
+    /// What the run record says of them: sha256 of each network's weights and of each set of logits.
+    pub fn sha256(&self) -> Vec<String> {
+        let logits = |l: &Logits| {
+            let mut sha = Sha256::new();
+            l.values.iter().for_each(|v| sha.update(v.to_le_bytes()));
+            sha.finalize().iter().map(|b| format!("{b:02x}")).collect()
+        };
+        self.networks.iter().map(|n| n.sha256.clone()).chain(self.cached.iter().map(logits)).collect()
     }
 
     /// Frozen by construction: nothing holds a gradient for a teacher. Shown all the same.

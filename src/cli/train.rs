@@ -2,13 +2,17 @@
 
 use crate::cli::common::{DeviceArgs, NetworkArgs, OutputArgs, TrainingArgs};
 use crate::cli::data::{DataArgs, TrainRowsArgs};
-use crate::cli::job::Job;
+use crate::cli::job::{Job, Outcome, run_on};
+use crate::cli::keep::KeepArgs;
+use crate::cli::options::Resolved;
 use crate::cli::teachers::ForeignArgs;
 use crate::distill::step::{Loss, Teacher};
 use crate::error::Result;
+use crate::gpu::Gpu;
 use crate::train::Replica;
+use crate::train::run_dir::Record;
 
-/// Trains a network on labels and writes DIR/model.safetensors and DIR/metrics.jsonl.
+/// Trains a network on labels and writes a run's folder with model.safetensors in it.
 ///
 /// Example: limbeck train --data mnist --layers 784,1200,1200,10 --epochs 10 --out teacher
 #[derive(clap::Args)]
@@ -27,36 +31,63 @@ pub struct Args {
     #[arg(long, default_value_t = 0.0, value_name = "SHARE", help_heading = "Training")]
     label_smoothing: f64,
     #[command(flatten)]
+    keep: KeepArgs,
+    #[command(flatten)]
     output: OutputArgs,
     #[command(flatten)]
     device: DeviceArgs,
 }
 
-pub fn run(args: &Args) -> Result<()> {
+impl Args {
+    /// Whether the result is to be printed as JSON.
+    pub fn json(&self) -> bool {
+        self.output.call.json
+    }
+
+    /// Refuses values that make no sense, before any file is read.
+    pub fn check(&self) -> Result<()> {
+        self.training.recipe(self.output.log_every)?;
+        self.keep.settings()?;
+        self.loss().map(|_| ())
+    }
+
+    fn loss(&self) -> Result<Loss> {
+        let loss = Loss { smoothing: self.label_smoothing, ..Loss::HARD };
+        loss.check()?;
+        Ok(loss)
+    }
+}
+
+/// Trains; where `expected` is given, only on what that record was on.
+pub fn run(args: &Args, resolved: &Resolved, expected: Option<&Record>) -> Result<Outcome> {
     const FILE: &str = "model.safetensors";
+    args.check()?;
     let recipe = args.training.recipe(args.output.log_every)?;
-    let loss = Loss { smoothing: args.label_smoothing, ..Loss::HARD };
-    loss.check()?;
+    let loss = args.loss()?;
     args.output.check(FILE)?;
     let split = args.data.load(true)?;
     let seed = args.training.seed;
     let mut split = args.rows.labelled_only(args.training.split(split)?, seed)?;
     let start = args.network.start(&args.foreign, &split.train, seed)?;
     args.rows.normalise(&args.data, &mut split, start.normalisation.as_ref())?;
-    let gpu = args.device.open(args.output.json)?;
-    let outcome = Job {
-        gpu: &gpu,
-        split: &split,
-        teacher: Teacher::None,
-        teachers: None,
-        held_out: false,
-        device_memory: args.rows.device_memory,
-        recipe,
-        replica: Replica { seed, lr: args.training.lr, loss, student: start.weights },
-        output: &args.output,
-        title: "training",
-        file: FILE,
-    }
-    .run()?;
-    outcome.print(args.output.json)
+    let attempt = |gpu: &Gpu, again: bool| {
+        let job = Job {
+            gpu,
+            split: &split,
+            teacher: Teacher::None,
+            teachers: None,
+            held_out: false,
+            device_memory: args.rows.device_memory,
+            recipe: recipe.clone(),
+            replica: Replica { seed, lr: args.training.lr, loss, student: start.weights.clone() },
+            keep: &args.keep,
+            output: &args.output,
+            resolved,
+            expected,
+            title: "training",
+            file: FILE,
+        };
+        job.run(again)
+    };
+    run_on(&args.device, &args.output.call, attempt)
 }

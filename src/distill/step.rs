@@ -238,6 +238,12 @@ impl Step {
         }
     }
 
+    /// What a step changes and the next one needs, by name: what a checkpoint holds.
+    pub fn arenas(&self) -> Vec<(&str, &Tensor)> {
+        let student = [("student", &self.student.whole)];
+        student.into_iter().chain(self.moments.iter().map(|m| (m.label.as_str(), m))).collect()
+    }
+
     /// Submits the steps given as `scalars[slot * replicas + replica]` in one submission, followed
     /// by a copy of their metrics, which arrive later as `what`.
     ///

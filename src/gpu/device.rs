@@ -123,15 +123,17 @@ fn rank(kind: &str) -> u32 {
 
 fn backends(choice: &AdapterChoice) -> Result<wgpu::Backends> {
     let supported = wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12;
-    let Some(name) = &choice.backend else {
+    let Some(names) = choice.backend.as_ref().filter(|names| !names.is_empty()) else {
         return Ok(wgpu::Backends::from_env().unwrap_or(supported) & supported);
     };
-    match name.to_lowercase().as_str() {
-        "vulkan" => Ok(wgpu::Backends::VULKAN),
-        "metal" => Ok(wgpu::Backends::METAL),
-        "dx12" => Ok(wgpu::Backends::DX12),
-        _ => Err(Error::usage("--backend", "vulkan, metal or dx12", format!("`{name}`"))),
-    }
+    // A list and the short names are what WGPU_BACKEND may hold.
+    let one = |name: &str| match name.trim().to_lowercase().as_str() {
+        "vulkan" | "vk" => Ok(wgpu::Backends::VULKAN),
+        "metal" | "mtl" => Ok(wgpu::Backends::METAL),
+        "dx12" | "d3d12" => Ok(wgpu::Backends::DX12),
+        _ => Err(Error::usage("--backend", "vulkan, metal or dx12", format!("`{names}`"))),
+    };
+    names.split(',').try_fold(wgpu::Backends::empty(), |all, name| Ok(all | one(name)?))
 }
 
 fn enumerate(choice: &AdapterChoice) -> Result<Vec<wgpu::Adapter>> {
@@ -381,6 +383,11 @@ impl Gpu {
     /// Whether [`Gpu::avoid`] was said of it: what chooses among kernels has to ask.
     pub fn avoids(&self, kernel: &str) -> bool {
         self.avoided.lock().unwrap_or_else(PoisonError::into_inner).contains(kernel)
+    }
+
+    /// What [`Gpu::avoid`] was said of, in order.
+    pub fn avoided(&self) -> Vec<String> {
+        self.avoided.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
 
     /// A scrap of memory to bind where a shader's variant declares a tensor but does not touch it.

@@ -1,7 +1,8 @@
-//! `metrics.jsonl`: one JSON object per line, appended as the run goes.
+//! `metrics.jsonl`, one JSON object per line, and `metrics.csv`, one line per epoch; appended as the
+//! run goes. Neither holds the time of day or a speed: the same run, the same bytes.
 
-use std::fs::File;
-use std::io::{BufWriter, Write as _};
+use std::fs::{File, OpenOptions};
+use std::io::{Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -30,34 +31,117 @@ pub struct Line {
     pub agreement: Option<f64>,
     /// Learning rate.
     pub lr: Option<f64>,
-    /// Training rows per second.
-    pub samples_per_second: Option<f64>,
 }
 
-/// The open file.
-pub struct MetricsFile {
+/// A line of `metrics.csv`: an epoch's training rows, and the evaluation at its end where there is one.
+#[derive(Serialize)]
+struct Epoch {
+    epoch: f64,
+    step: u64,
+    loss: Option<f64>,
+    hard_loss: Option<f64>,
+    soft_loss: Option<f64>,
+    accuracy: Option<f64>,
+    agreement: Option<f64>,
+    lr: Option<f64>,
+    validation_nll: Option<f64>,
+    validation_accuracy: Option<f64>,
+    validation_agreement: Option<f64>,
+}
+
+/// A file that only grows.
+struct Growing {
     path: PathBuf,
-    out: BufWriter<File>,
+    file: File,
+    bytes: u64,
+}
+
+impl Growing {
+    /// Opens it, made if need be, and cuts it to its first `bytes`.
+    fn open(path: PathBuf, bytes: u64) -> Result<Self> {
+        let open = || {
+            let mut file = OpenOptions::new().create(true).truncate(false).write(true).open(&path)?;
+            file.set_len(bytes)?;
+            file.seek(SeekFrom::Start(bytes))?;
+            Ok(file)
+        };
+        let file = open().map_err(|e| Error::io("open", &path, e))?;
+        Ok(Self { path, file, bytes })
+    }
+
+    /// Appends; a reader sees it when this returns.
+    fn append(&mut self, text: &[u8]) -> Result<()> {
+        self.file.write_all(text).map_err(|e| Error::io("write", &self.path, e))?;
+        self.bytes += text.len() as u64;
+        Ok(())
+    }
+
+    fn sync(&mut self) -> Result<u64> {
+        self.file.sync_data().map_err(|e| Error::io("write", &self.path, e))?;
+        Ok(self.bytes)
+    }
+}
+
+/// The open files.
+pub struct MetricsFile {
+    lines: Growing,
+    epochs: Growing,
 }
 
 impl MetricsFile {
-    /// Creates `metrics.jsonl` in `dir`.
+    /// The names of the files in a run's folder.
+    pub const NAMES: [&'static str; 2] = ["metrics.jsonl", "metrics.csv"];
+
+    /// Opens the files in `dir`, each cut to its first so many bytes; 0 begins anew.
     ///
     /// # Errors
     /// [`Error::Io`] where the folder cannot be written.
-    pub fn create(dir: &Path) -> Result<Self> {
-        let path = dir.join("metrics.jsonl");
-        let file = File::create(&path).map_err(|e| Error::io("create", &path, e))?;
-        Ok(Self { path, out: BufWriter::new(file) })
+    pub fn open(dir: &Path, bytes: [u64; 2]) -> Result<Self> {
+        let [lines, epochs] = Self::NAMES.map(|name| dir.join(name));
+        Ok(Self { lines: Growing::open(lines, bytes[0])?, epochs: Growing::open(epochs, bytes[1])? })
     }
 
-    /// Appends a line; it is on its way to the disk when this returns.
+    /// Appends a line to `metrics.jsonl`; a reader sees it when this returns.
     ///
     /// # Errors
     /// [`Error::Io`] where the disk is full.
     pub fn write(&mut self, line: &Line) -> Result<()> {
-        let failed = |e| Error::io("write", &self.path, e);
-        serde_json::to_writer(&mut self.out, line).map_err(|e| failed(e.into()))?;
-        self.out.write_all(b"\n").and_then(|()| self.out.flush()).map_err(failed)
+        let mut text =
+            serde_json::to_vec(line).map_err(|e| Error::io("write", &self.lines.path, e.into()))?;
+        text.push(b'\n');
+        self.lines.append(&text)
+    }
+
+    /// Appends a line to `metrics.csv`, before the first one the names of its columns.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where the disk is full.
+    pub fn write_epoch(&mut self, train: &Line, validation: Option<&Line>) -> Result<()> {
+        let epoch = Epoch {
+            epoch: train.epoch,
+            step: train.step,
+            loss: train.loss,
+            hard_loss: train.hard_loss,
+            soft_loss: train.soft_loss,
+            accuracy: train.accuracy,
+            agreement: train.agreement,
+            lr: train.lr,
+            validation_nll: validation.and_then(|v| v.hard_loss),
+            validation_accuracy: validation.and_then(|v| v.accuracy),
+            validation_agreement: validation.and_then(|v| v.agreement),
+        };
+        let failed = |e: std::io::Error| Error::io("write", &self.epochs.path, e);
+        let mut out = csv::WriterBuilder::new().has_headers(self.epochs.bytes == 0).from_writer(Vec::new());
+        out.serialize(epoch).map_err(|e| failed(e.into()))?;
+        let text = out.into_inner().map_err(|e| failed(e.into_error()))?;
+        self.epochs.append(&text)
+    }
+
+    /// Puts what was written on the disk and gives the lengths of the files.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where the disk fails.
+    pub fn sync(&mut self) -> Result<[u64; 2]> {
+        Ok([self.lines.sync()?, self.epochs.sync()?])
     }
 }

@@ -20,9 +20,8 @@ impl Progress {
     /// Begins; `quiet` shows nothing at all.
     pub fn new(title: &str, steps: u64, quiet: bool) -> Self {
         let bar = (!quiet && std::io::stderr().is_terminal()).then(|| {
-            let style = ProgressStyle::with_template(
-                "{prefix:24} {bar:30} {pos}/{len} steps  {msg}  {elapsed} of {duration}",
-            );
+            let style =
+                ProgressStyle::with_template("{prefix:24} {bar:30} {pos}/{len} steps  {msg}  {elapsed}");
             let bar = ProgressBar::new(steps).with_prefix(title.to_owned());
             match style {
                 Ok(style) => bar.with_style(style),
@@ -32,10 +31,14 @@ impl Progress {
         Self { bar, title: title.to_owned(), quiet, last: Instant::now() }
     }
 
-    /// `step` of `steps` are done; `message` says how it goes.
-    pub fn at(&mut self, step: u64, steps: u64, message: &str) {
+    /// `step` of `steps` are done, the rest takes `left`; `message` says how it goes.
+    pub fn at(&mut self, step: u64, steps: u64, left: Option<Duration>, message: &str) {
+        let left = left
+            .filter(|left| !left.is_zero())
+            .map_or(String::new(), |left| format!("  {} left", duration(left)));
+        let message = format!("{message}{left}");
         if let Some(bar) = &self.bar {
-            bar.set_message(message.to_owned());
+            bar.set_message(message);
             bar.set_position(step);
         } else if !self.quiet && (self.last.elapsed() > QUIET_GAP || step == steps) {
             eprintln!("{}: step {step}/{steps}  {message}", self.title);
@@ -48,5 +51,15 @@ impl Progress {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
+    }
+}
+
+/// `4.5 s`, `45 s`, `12 min`, `34 h`: two digits or more.
+fn duration(time: Duration) -> String {
+    match time.as_secs_f64() {
+        s if s < 10.0 => format!("{s:.1} s"),
+        s if s < 600.0 => format!("{s:.0} s"),
+        s if s < 36_000.0 => format!("{:.0} min", s / 60.0),
+        s => format!("{:.0} h", s / 3600.0),
     }
 }

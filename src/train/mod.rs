@@ -1,4 +1,20 @@
-//! The training loop: epochs, orders, submissions ahead of the device, rows of metrics behind it.
+//! The training loop: epochs, orders, submissions ahead of the device, rows of metrics behind it; and
+//! what makes it safe: the run directory, checkpoints, limits.
+//!
+//! ```text
+//! here        Run: steps, and rows of metrics
+//! state       what changes from step to step, on the host: taken from a run, given back to one
+//! checkpoint  a state on disk: written whole, verified when read, pruned
+//! run_dir     the folder of a run: configuration, record, metrics, checkpoints
+//! stop        when a run ends and which of its states is the best
+//! session     a run in its folder: checkpoints, evaluations, limits, interruptions, resuming
+//! ```
+
+pub mod checkpoint;
+pub mod run_dir;
+pub mod session;
+pub mod state;
+pub mod stop;
 
 use std::time::{Duration, Instant};
 
@@ -61,9 +77,20 @@ pub struct Rows {
     pub device_memory: Option<u64>,
 }
 
-/// One row of metrics: the mean over the steps since the row before.
+/// What a row of metrics is the mean of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Span {
+    /// The steps since the last multiple of `log_every`.
+    Interval,
+    /// The steps of an epoch.
+    Epoch,
+}
+
+/// One row of metrics: the mean over some steps.
 #[derive(Clone, Copy, Debug)]
 pub struct Row {
+    /// Which steps.
+    pub span: Span,
     /// Which replica.
     pub replica: usize,
     /// The last step in it, from 1.
@@ -84,7 +111,9 @@ pub struct Row {
     pub agreement: f64,
     /// Learning rate of the last step.
     pub lr: f64,
-    /// Training rows per second and replica since the run began.
+    /// How long the rest takes at the pace so far; `None` at the first steps.
+    pub left: Option<Duration>,
+    /// Training rows per second and replica since this process began or resumed the run.
     pub samples_per_second: f64,
 }
 
@@ -109,6 +138,8 @@ pub struct Run<'a> {
     step: Step,
     /// The epoch's row numbers, one list per order.
     order: Vec<u32>,
+    /// Whose order that is.
+    order_of: Option<u64>,
     walked: Vec<Vec<u32>>,
     log: Log,
     pace: Pace,
@@ -164,10 +195,23 @@ impl<'a> Run<'a> {
             return Err(Error::usage("epochs or steps", "at least 1", "0"));
         }
         let recipe = Recipe { batch, ..recipe };
-        let log = Log { sums: vec![Sums::default(); replicas.len()], began: Instant::now() };
+        let log = Log::new(replicas.len());
         let pace = Pace::default();
-        let order = Vec::new();
-        Ok(Self { gpu, recipe, replicas, feed, step, order, walked, log, pace, steps, done: 0, rows: length })
+        Ok(Self {
+            gpu,
+            recipe,
+            replicas,
+            feed,
+            step,
+            order: Vec::new(),
+            order_of: None,
+            walked,
+            log,
+            pace,
+            steps,
+            done: 0,
+            rows: length,
+        })
     }
 
     /// Steps in one pass over the rows.
@@ -180,20 +224,35 @@ impl<'a> Run<'a> {
         &self.step.student
     }
 
-    /// Trains until `to` steps are done (at most all), handing every row of metrics to `each`, and
-    /// returns when the device is idle.
+    /// Trains until `to` steps are done (at most all), handing every interval's row of metrics to
+    /// `each`, at the end of the run that of the last interval too, and returns when the device is idle.
     ///
     /// # Errors
     /// [`Error::Run`] where a loss or a gradient is no longer finite; [`Error::Device`]; what `each`
     /// returns.
     pub fn advance(&mut self, to: u64, mut each: impl FnMut(&Row) -> Result<()>) -> Result<()> {
+        let mut intervals = |row: &Row| if row.span == Span::Interval { each(row) } else { Ok(()) };
+        self.advance_until(to, || false, &mut intervals)?;
+        if self.done == self.steps { self.rest(&mut intervals) } else { Ok(()) }
+    }
+
+    /// The same, but with the rows of epochs, without that of an interval or epoch that is not full
+    /// (see [`Run::rest`]), and at most until `stop`, which is asked after each submission, says so.
+    /// However a run is cut into calls, the steps and the rows are the same.
+    ///
+    /// # Errors
+    /// As [`Run::advance`].
+    pub fn advance_until(
+        &mut self,
+        to: u64,
+        stop: impl Fn() -> bool,
+        mut each: impl FnMut(&Row) -> Result<()>,
+    ) -> Result<()> {
         let mut flights = Flights::<(u64, u32)>::default();
         let per_epoch = self.steps_per_epoch();
-        let to = to.min(self.steps);
+        let mut to = to.min(self.steps);
         while self.done < to {
-            if self.done.is_multiple_of(per_epoch) {
-                self.write_order(self.done / per_epoch)?;
-            }
+            self.write_order(self.done / per_epoch)?;
             let to_epoch_end = per_epoch - self.done % per_epoch;
             let window = (self.step.rows_at_once(&self.feed) / self.recipe.batch) as u64;
             let count = self.pace.steps.min(to_epoch_end).min(to - self.done).min(window);
@@ -211,8 +270,12 @@ impl<'a> Run<'a> {
             }
             self.step.submit(self.gpu, &mut flights, &scalars, (self.done, count as u32))?;
             self.done += count;
+            if stop() {
+                to = self.done;
+            }
             for ((first, count), raw) in flights.arrived(self.gpu, self.done == to)? {
                 self.pace.arrived(u64::from(count));
+                self.log.first.get_or_insert_with(|| (Instant::now(), first + u64::from(count)));
                 self.take(first, count, &raw, &mut each)?;
             }
         }
@@ -228,7 +291,26 @@ impl<'a> Run<'a> {
         self.students().read_blocking(self.gpu)
     }
 
+    /// The rows of the interval and of the epoch that are not full, where there are such. They stay
+    /// under way: a longer run counts on.
+    ///
+    /// # Errors
+    /// What `each` returns.
+    pub fn rest(&self, mut each: impl FnMut(&Row) -> Result<()>) -> Result<()> {
+        for replica in 0..self.replicas.len() {
+            for span in [Span::Interval, Span::Epoch] {
+                if self.log.of(span)[replica].steps > 0.0 {
+                    each(&self.row(self.done, replica, span))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn write_order(&mut self, epoch: u64) -> Result<()> {
+        if self.order_of == Some(epoch) {
+            return Ok(());
+        }
         let orders = self.feed.order.shape[0];
         self.order = (0..orders)
             .flat_map(|r| {
@@ -242,6 +324,7 @@ impl<'a> Run<'a> {
                 }
             })
             .collect();
+        self.order_of = Some(epoch);
         self.feed.order.write(self.gpu, &self.order)
     }
 }
@@ -272,13 +355,44 @@ impl Pace {
     }
 }
 
-/// The sums behind the next row of each replica.
+/// The sums behind the next rows of each replica, and since when and which step time is taken.
 struct Log {
-    sums: Vec<Sums>,
-    began: Instant,
+    interval: Vec<Sums>,
+    epoch: Vec<Sums>,
+    began: (Instant, u64),
+    /// The first submission's arrival: what went before was compiling and filling caches.
+    first: Option<(Instant, u64)>,
 }
 
-#[derive(Clone, Copy, Default)]
+/// How long the steps from `step` to `steps` take, where those since `from` took `spent`.
+fn left(spent: Duration, from: u64, step: u64, steps: u64) -> Option<Duration> {
+    let done = step.checked_sub(from).filter(|n| *n > 0)?;
+    Some(spent.mul_f64(steps.saturating_sub(step) as f64 / done as f64))
+}
+
+impl Log {
+    fn new(replicas: usize) -> Self {
+        let sums = vec![Sums::default(); replicas];
+        Self { interval: sums.clone(), epoch: sums, began: (Instant::now(), 0), first: None }
+    }
+
+    fn of(&self, span: Span) -> &[Sums] {
+        match span {
+            Span::Interval => &self.interval,
+            Span::Epoch => &self.epoch,
+        }
+    }
+
+    fn of_mut(&mut self, span: Span) -> &mut [Sums] {
+        match span {
+            Span::Interval => &mut self.interval,
+            Span::Epoch => &mut self.epoch,
+        }
+    }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
 struct Sums {
     steps: f64,
     hard: f64,
@@ -298,28 +412,34 @@ impl Run<'_> {
         raw: &[u32],
         each: &mut impl FnMut(&Row) -> Result<()>,
     ) -> Result<()> {
+        let per_epoch = self.steps_per_epoch();
         for slot in 0..count {
             let step = first + u64::from(slot);
             let rows = batch_at(step, self.rows, self.recipe.batch).rows as u32;
             for replica in 0..self.replicas.len() {
                 let tally = self.step.tally(raw, slot as usize, replica, rows);
                 check_finite(step + 1, replica, &tally)?;
-                self.log.sums[replica].add(&tally);
-                if (step + 1).is_multiple_of(self.recipe.log_every) || step + 1 == self.steps {
-                    each(&self.row(step + 1, replica))?;
-                    self.log.sums[replica] = Sums::default();
+                for (span, length) in [(Span::Interval, self.recipe.log_every), (Span::Epoch, per_epoch)] {
+                    self.log.of_mut(span)[replica].add(&tally);
+                    if (step + 1).is_multiple_of(length) {
+                        each(&self.row(step + 1, replica, span))?;
+                        self.log.of_mut(span)[replica] = Sums::default();
+                    }
                 }
             }
         }
         Ok(())
     }
 
-    fn row(&self, step: u64, replica: usize) -> Row {
-        let s = &self.log.sums[replica];
+    fn row(&self, step: u64, replica: usize, span: Span) -> Row {
+        let s = &self.log.of(span)[replica];
         let own = &self.replicas[replica];
         let (hard_loss, soft_loss) = (s.hard / s.steps, s.soft / s.steps);
         let epoch = step as f64 / self.steps_per_epoch() as f64;
+        let (since, from) = self.log.began;
+        let trained = (self.done - from) as f64 / self.steps_per_epoch() as f64 * self.rows as f64;
         Row {
+            span,
             replica,
             step,
             steps: self.steps,
@@ -330,7 +450,8 @@ impl Run<'_> {
             accuracy: s.right / s.labelled.max(1.0),
             agreement: s.agreed / s.rows,
             lr: own.lr,
-            samples_per_second: epoch * self.rows as f64 / self.log.began.elapsed().as_secs_f64(),
+            left: self.log.first.and_then(|(at, from)| left(at.elapsed(), from, step, self.steps)),
+            samples_per_second: trained / since.elapsed().as_secs_f64(),
         }
     }
 }
@@ -355,4 +476,19 @@ fn check_finite(step: u64, replica: usize, tally: &Tally) -> Result<()> {
         )));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_goes_by_the_pace_since_the_first_arrival() {
+        let spent = Duration::from_secs(9);
+        // 90 steps took 9 s, 800 are left.
+        assert_eq!(left(spent, 10, 100, 900), Some(Duration::from_secs(80)));
+        assert_eq!(left(spent, 10, 10, 900), None);
+        assert_eq!(left(spent, 10, 5, 900), None);
+        assert_eq!(left(spent, 10, 900, 900), Some(Duration::ZERO));
+    }
 }

@@ -1,0 +1,119 @@
+//! Signals: asked to end, a run leaves a checkpoint; killed at any moment, it loses only time.
+
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use limbeck::rng;
+
+use crate::bench::{Bench, succeeds};
+
+/// A child that is not left behind when a test fails.
+struct Running(Child);
+
+impl Running {
+    fn begin(command: &mut Command) -> Self {
+        Self(command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("it begins"))
+    }
+
+    fn signal(&self, name: &str) {
+        // No other process: a child that has ended keeps its number until it is waited for.
+        let sent = Command::new("kill").arg(format!("-{name}")).arg(self.0.id().to_string()).status();
+        assert!(sent.expect("kill").success());
+    }
+
+    /// Exit code (none: it was killed) and stderr.
+    fn end(mut self) -> (Option<i32>, String) {
+        let mut said = String::new();
+        let mut stderr = self.0.stderr.take().expect("piped");
+        std::io::Read::read_to_string(&mut stderr, &mut said).expect("UTF-8");
+        (self.0.wait().expect("an end").code(), said)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Waits until `what` holds.
+fn until(what: impl Fn() -> bool) {
+    let began = Instant::now();
+    while !what() {
+        assert!(began.elapsed() < Duration::from_secs(120), "it never came to it");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+const STEPS: &str = "4000";
+const FIXED: [&str; 6] = ["--steps", STEPS, "--log-every", "50", "--lr", "0.003"];
+
+#[test]
+fn a_signal_leaves_a_checkpoint_and_exit_code_130() {
+    let bench = Bench::new();
+    succeeds(&mut bench.train("whole", &FIXED));
+    for (out, signal) in [("int", "INT"), ("term", "TERM")] {
+        let run = Running::begin(bench.train(out, &FIXED).args(["--checkpoint-every", "never"]));
+        let metrics = bench.path(&format!("{out}/metrics.jsonl"));
+        until(|| metrics.metadata().is_ok_and(|m| m.len() > 0));
+        run.signal(signal);
+        let (code, said) = run.end();
+        assert_eq!(code, Some(130), "{said}");
+        assert!(said.contains("interrupted after step") && said.contains("--resume"), "{said}");
+        assert!(!said.contains("panicked"), "{said}");
+        let record = bench.json(&format!("{out}/run.json"));
+        assert_eq!((&record["status"], &record["exit_code"]), (&"interrupted".into(), &130.into()));
+        assert_eq!(bench.checkpoints(out).len(), 1);
+        assert!(!bench.path(&format!("{out}/model.safetensors")).exists());
+        succeeds(bench.train(out, &FIXED).arg("--resume"));
+        bench.same("whole", out);
+    }
+}
+
+#[test]
+fn killed_at_fifty_moments_it_ends_with_the_same_bits() {
+    const KILLS: u64 = 50;
+    let bench = Bench::new();
+    let began = Instant::now();
+    succeeds(&mut bench.train("whole", &FIXED));
+    let whole = began.elapsed().as_secs_f64();
+    let mut within = 0;
+    for kill in 0..KILLS {
+        let run =
+            Running::begin(bench.train("killed", &FIXED).args(["--resume", "--checkpoint-every", "40"]));
+        // From before the first step to some way into the training.
+        let moment = f64::from(rng::uniform(7, rng::stream::CHECK, kill));
+        std::thread::sleep(Duration::from_secs_f64((0.2 * whole).min(2.0) * moment));
+        run.signal("KILL");
+        let (code, said) = run.end();
+        assert!(!said.contains("error:") && !said.contains("skipping"), "{said}");
+        within += u32::from(code.is_none() && said.contains("resuming"));
+        if bench.path("killed/metrics.jsonl").exists() {
+            // Every line that is complete is a row; only the last one may be cut.
+            let text = bench.text("killed/metrics.jsonl");
+            let complete = &text[..text.rfind('\n').map_or(0, |at| at + 1)];
+            assert!(complete.lines().all(|l| serde_json::from_str::<serde_json::Value>(l).is_ok()), "{text}");
+        }
+    }
+    assert!(within >= 5, "only {within} of {KILLS} runs were killed after they had resumed");
+    succeeds(bench.train("killed", &FIXED).arg("--resume"));
+    bench.same("whole", "killed");
+    let left: Vec<_> = std::fs::read_dir(bench.path("killed/checkpoints"))
+        .expect("checkpoints")
+        .map(|e| e.expect("an entry").file_name().into_string().expect("UTF-8"))
+        .filter(|name| !name.starts_with("step-") && name != ".lock")
+        .collect();
+    assert!(left.is_empty(), "left over: {left:?}");
+}
+
+#[test]
+fn a_run_is_open_in_one_process_only() {
+    let bench = Bench::new();
+    let run = Running::begin(&mut bench.train("run", &FIXED));
+    until(|| bench.path("run/metrics.jsonl").metadata().is_ok_and(|m| m.len() > 0));
+    let said = crate::bench::fails(bench.train("run", &FIXED).arg("--resume"), 2);
+    assert!(said.contains("no other process"), "{said}");
+    run.signal("INT");
+    assert_eq!(run.end().0, Some(130));
+}

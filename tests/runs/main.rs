@@ -1,0 +1,9 @@
+//! Runs that can be trusted: the same bits however they are cut, killed, resumed or replayed.
+
+mod bench;
+mod faults;
+#[cfg(unix)]
+mod interrupt;
+mod limits;
+mod replay;
+mod same_bits;

@@ -1,0 +1,176 @@
+//! N + M steps are N steps, a state on disk, and M steps: weights, moments and rows, bit for bit.
+
+use limbeck::data::Dataset;
+use limbeck::distill::{Loss, Optimizer, Teacher};
+use limbeck::gpu::{AdapterChoice, Gpu};
+use limbeck::kernels::adam::Adam;
+use limbeck::kernels::matmul::Activation;
+use limbeck::mlp::Mlp;
+use limbeck::mlp::weights::{Initializer, Weights};
+use limbeck::train::state::State;
+use limbeck::train::{Length, Recipe, Replica, Row, Rows, Run, Span};
+
+use crate::bench::{Bench, fails, succeeds};
+
+const SGD: Optimizer = Optimizer::Sgd { momentum: 0.9, nesterov: true, weight_decay: 1e-4 };
+const ADAM: Optimizer =
+    Optimizer::Adam(Adam { beta_1: 0.9, beta_2: 0.999, epsilon: 1e-8, weight_decay: 0.01, decoupled: true });
+
+struct Shop {
+    gpu: Gpu,
+    data: Dataset,
+    teacher: Teacher,
+}
+
+impl Shop {
+    fn new() -> Self {
+        let gpu = Gpu::open(&AdapterChoice::default()).expect("a device");
+        let data = limbeck::data::optdigits().expect("embedded").train;
+        let network = Weights::init(&[64, 20, 10], Activation::Relu, Initializer::He, 99).expect("weights");
+        let mlp = Mlp::upload(&gpu, "teacher", &[network]).expect("memory");
+        Self { gpu, data, teacher: Teacher::Live(mlp) }
+    }
+
+    /// `replicas` students over 300 rows in batches of 32: 10 steps an epoch, the last one short.
+    fn run(&self, optimizer: Optimizer, replicas: usize, memory: Option<u64>) -> Run<'_> {
+        let recipe = Recipe { batch: 32, length: Length::Steps(47), optimizer, shuffle: true, log_every: 7 };
+        let rows = Rows { walked: vec![(0..300).collect()], device_memory: memory, ..Rows::default() };
+        let replica = |seed| Replica {
+            seed,
+            lr: 0.01 * (1.0 + seed as f64),
+            loss: Loss { temperature: 3.0, hard_weight: 0.3, soft_weight: 0.7, smoothing: 0.0 },
+            student: Weights::init(&[64, 12, 10], Activation::Relu, Initializer::He, seed).expect("weights"),
+        };
+        let replicas = (0..replicas as u64).map(replica).collect();
+        Run::new(&self.gpu, &self.data, rows, &self.teacher, recipe, replicas).expect("a run")
+    }
+}
+
+/// What a row says, bit for bit; not how fast it came.
+fn bits(row: &Row) -> (Span, usize, u64, [u64; 7]) {
+    let values = [row.epoch, row.loss, row.hard_loss, row.soft_loss, row.accuracy, row.agreement, row.lr];
+    (row.span, row.replica, row.step, values.map(f64::to_bits))
+}
+
+fn advance(run: &mut Run<'_>, to: u64, rows: &mut Vec<(Span, usize, u64, [u64; 7])>) {
+    let keep = |row: &Row| {
+        rows.push(bits(row));
+        Ok(())
+    };
+    run.advance_until(to, || false, keep).expect("steps");
+}
+
+fn on_disk(state: &State) -> State {
+    let names: Vec<String> = state.arenas.iter().map(|(name, _)| name.clone()).collect();
+    let bytes = state.to_bytes(&[]).expect("bytes");
+    State::from_bytes(&bytes, state.step, &names, "best").expect("a state").0
+}
+
+#[test]
+fn a_run_in_two_parts_is_the_run_in_one() {
+    let shop = Shop::new();
+    // Streamed: a window of two batches for each replica.
+    for (optimizer, replicas, memory) in
+        [(ADAM, 1, None), (SGD, 1, None), (ADAM, 3, None), (SGD, 3, None), (ADAM, 2, Some(8192))]
+    {
+        let (mut whole, mut rows) = (shop.run(optimizer, replicas, memory), Vec::new());
+        advance(&mut whole, 47, &mut rows);
+        let end = whole.state_blocking().expect("a state");
+        // 6 intervals and 4 epochs of each replica.
+        assert_eq!(rows.len(), 10 * replicas);
+
+        // At an epoch's end, within an interval, at the first step, before any.
+        for cut in [20, 33, 1, 0] {
+            let (mut first, mut seen) = (shop.run(optimizer, replicas, memory), Vec::new());
+            advance(&mut first, cut, &mut seen);
+            let state = on_disk(&first.state_blocking().expect("a state"));
+            drop(first);
+            let mut second = shop.run(optimizer, replicas, memory);
+            second.restore(&state).expect("restored");
+            advance(&mut second, 47, &mut seen);
+            assert_eq!(seen, rows, "rows of {optimizer:?} x {replicas} cut at {cut}");
+            // Moments are among the arenas.
+            assert_eq!(
+                second.state_blocking().expect("a state"),
+                end,
+                "{optimizer:?} x {replicas} cut at {cut}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_state_of_another_form_is_refused() {
+    let shop = Shop::new();
+    let state = shop.run(SGD, 1, None).state_blocking().expect("a state");
+    for other in [&mut shop.run(ADAM, 1, None), &mut shop.run(SGD, 2, None)] {
+        let error = other.restore(&state).expect_err("another form");
+        assert_eq!(error.exit_code(), 2, "{error}");
+    }
+}
+
+#[test]
+fn streamed_rows_give_the_bits_of_resident_ones() {
+    let shop = Shop::new();
+    let end = |memory| {
+        let (mut run, mut rows) = (shop.run(ADAM, 1, memory), Vec::new());
+        advance(&mut run, 47, &mut rows);
+        (run.state_blocking().expect("a state"), rows)
+    };
+    assert_eq!(end(None), end(Some(4096)));
+}
+
+/// From the outside: two parts, with other options for how the run is kept, are one.
+#[test]
+fn a_resumed_run_is_the_run_in_one() {
+    let bench = Bench::new();
+    let fixed = ["--steps", "130", "--log-every", "30", "--lr", "0.01"];
+    succeeds(bench.train("whole", &fixed).args(["--checkpoint-every", "never"]));
+    assert!(bench.checkpoints("whole").is_empty());
+    succeeds(bench.train("parts", &fixed).args(["--max-steps", "61", "--checkpoint-every", "25"]));
+    assert_eq!(bench.checkpoints("parts"), [25, 50, 61]);
+    assert_eq!(bench.json("parts/summary.json")["ending"], "max_steps");
+    // The options are those of the run's own file.
+    let said = succeeds(
+        crate::bench::limbeck().args(["train", "--resume", "--keep", "2", "--out"]).arg(bench.path("parts")),
+    );
+    assert!(said.contains("resuming after step 61") && said.contains("keep is 2, was 3"), "{said}");
+    assert_eq!(bench.checkpoints("parts"), [125, 130]);
+    bench.same("whole", "parts");
+    let record = bench.json("parts/run.json");
+    assert_eq!((&record["status"], &record["resumed"]), (&"complete".into(), &serde_json::json!([61])));
+
+    // A run that is complete stays what it is, and a longer one goes on from it.
+    succeeds(bench.train("parts", &fixed).arg("--resume"));
+    bench.same("whole", "parts");
+    let longer = ["--steps", "170", "--log-every", "30", "--lr", "0.01"];
+    succeeds(bench.train("parts", &longer).arg("--resume"));
+    succeeds(&mut bench.train("longer", &longer));
+    bench.same("longer", "parts");
+}
+
+#[test]
+fn what_is_not_the_same_run_is_not_resumed() {
+    let bench = Bench::new();
+    let said = succeeds(bench.train("run", &["--steps", "20", "--seed", "1"]).arg("--resume"));
+    assert!(said.contains("nothing to resume"), "{said}");
+    for (more, word) in [(["--seed", "2"], "seed 2"), (["--label-fraction", "0.5"], "data")] {
+        let said = fails(bench.train("run", &["--steps", "30", "--resume"]).args(more), 2);
+        assert!(said.contains("resume the run") && said.contains(word), "{said}");
+    }
+    let said = fails(
+        bench
+            .train("run", &["--steps", "30", "--seed", "1", "--resume", "--optimizer", "sgd"])
+            .args(["--lr", "1"]),
+        2,
+    );
+    assert!(said.contains("checkpoint") && said.contains("moment_2"), "{said}");
+    let said = fails(&mut bench.train("run", &["--steps", "20"]), 2);
+    assert!(said.contains("--resume") && said.contains("--force"), "{said}");
+    // Results of something else.
+    std::fs::create_dir(bench.path("other")).expect("a folder");
+    std::fs::write(bench.path("other/metrics.jsonl"), "{}\n").expect("written");
+    let said = fails(&mut bench.train("other", &["--steps", "20", "--resume"]), 2);
+    assert!(said.contains("run.json") && said.contains("metrics.jsonl"), "{said}");
+    assert_eq!(bench.text("other/metrics.jsonl"), "{}\n");
+}
