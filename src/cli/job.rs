@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::cli::common::OutputArgs;
-use crate::cli::teachers::Teachers;
+use crate::cli::teachers::{OnDisk, Teachers};
 use crate::data::{Dataset, Normalisation, Split};
 use crate::distill::infer::Inference;
 use crate::distill::step::Teacher;
@@ -136,7 +136,8 @@ impl Job<'_> {
                 })
             })?;
             if let Some(rows) = split.validation.as_ref().filter(|v| v.labels.is_some()) {
-                let seen = judge.evaluate(run.students(), rows, self.held_out)?;
+                let on_disk = if self.held_out { OnDisk::Train } else { OnDisk::No };
+                let seen = judge.evaluate(run.students(), rows, on_disk)?;
                 metrics.write(&seen.line("validation", &run))?;
                 validation = Some(seen);
             }
@@ -145,7 +146,7 @@ impl Job<'_> {
         let weights = run.students().read_blocking(gpu)?.swap_remove(0);
         let test = match split.test.as_ref().filter(|t| t.labels.is_some()) {
             Some(rows) => {
-                let seen = judge.evaluate(run.students(), rows, false)?;
+                let seen = judge.evaluate(run.students(), rows, OnDisk::Test)?;
                 metrics.write(&seen.line("test", &run))?;
                 Some(seen)
             }
@@ -186,8 +187,8 @@ struct Judge<'a> {
 }
 
 impl Judge<'_> {
-    fn evaluate(&self, student: &Mlp, rows: &Dataset, cached: bool) -> Result<Evaluation> {
-        let teacher = self.teachers.map(|t| t.judge(self.gpu, rows, cached)).transpose()?.flatten();
+    fn evaluate(&self, student: &Mlp, rows: &Dataset, on_disk: OnDisk) -> Result<Evaluation> {
+        let teacher = self.teachers.map(|t| t.judge(self.gpu, rows, on_disk)).transpose()?.flatten();
         evaluate(&logits(self.gpu, student, rows)?, rows, teacher.as_ref())
     }
 }
