@@ -43,6 +43,11 @@ impl DataArgs {
         self.load_from(&self.data, require_labels)
     }
 
+    /// Reads rows that need no labels, in the same way.
+    pub fn load_transfer(&self, path: &std::path::Path) -> Result<Dataset> {
+        Ok(self.load_from(path, false)?.train)
+    }
+
     fn load_from(&self, path: &std::path::Path, require_labels: bool) -> Result<Split> {
         if let Some(scale) = self.scale.filter(|s| !s.is_finite() || *s == 0.0) {
             return Err(Error::usage("--scale", "a finite number other than 0", scale.to_string()));
@@ -162,19 +167,23 @@ impl TrainRowsArgs {
 pub struct TransferArgs {
     /// More rows, used without labels: only the teacher's soft targets teach from them.
     #[arg(long, value_name = "PATH")]
-    pub transfer: Option<PathBuf>,
+    transfer: Option<PathBuf>,
     /// Leave the training rows of these classes out, such as 3,7: the student knows them from soft targets only.
     #[arg(long, value_name = "CLASSES", value_delimiter = ',')]
     drop_classes: Vec<u32>,
 }
 
 impl TransferArgs {
-    /// Leaves classes out and adds the transfer set.
-    pub fn apply(&self, data: &DataArgs, mut split: Split) -> Result<Split> {
+    /// Reads the transfer set.
+    pub fn load(&self, data: &DataArgs) -> Result<Option<Dataset>> {
+        self.transfer.as_ref().map(|path| data.load_transfer(path)).transpose()
+    }
+
+    /// Leaves classes out and adds the transfer set behind the training rows, of which `loaded` were read.
+    pub fn apply(&self, mut split: Split, more: Option<Dataset>, loaded: usize) -> Result<Split> {
         split.train = self.drop(split.train)?;
-        if let Some(path) = &self.transfer {
-            let more = self.drop(data.load_from(path, false)?.train)?;
-            split.train = split.train.with_unlabelled(more)?;
+        if let Some(more) = more {
+            split.train = split.train.with_unlabelled(self.drop(more)?, loaded)?;
         }
         Ok(split)
     }

@@ -9,7 +9,7 @@ use crate::cli::keep::KeepArgs;
 use crate::cli::options::Resolved;
 use crate::cli::seeds::Seeds;
 use crate::cli::teachers::{ForeignArgs, TeacherArgs};
-use crate::data::Split;
+use crate::data::{Dataset, Split};
 use crate::distill::logits::{Logits, Wanted};
 use crate::distill::step::Loss;
 use crate::error::{Error, Result};
@@ -119,10 +119,11 @@ struct Prepared {
     recipe: Recipe,
     loss: Loss,
     split: Split,
-    /// The test rows are the validation rows too: none were held back.
+    /// The validation rows, if any, were held back from the training rows.
     held_out: bool,
     models: Vec<Model>,
-    cached: Arc<Vec<Logits>>,
+    /// Teachers' logits on disk, of the rows that are walked and of the test rows.
+    cached: Arc<[Vec<Logits>; 2]>,
     start: Model,
 }
 
@@ -134,29 +135,27 @@ fn prepare(args: &Args) -> Result<Prepared> {
     let split = args.data.load(loss.hard_weight > 0.0)?;
     let classes = args.network.layers.last().copied().unwrap_or(0);
     let models = args.teacher.models(&args.foreign, &split.train, classes)?;
-    // Logits on disk are of the rows as loaded: before any is held back, left out or added.
-    let mut cached = Vec::new();
+    let (loaded, transfer) = (split.train.rows(), args.transfer.load(&args.data)?);
+    // Logits on disk are of the rows as loaded, before any is held back or left out: the training rows and
+    // behind them the transfer set.
+    let (mut cached, mut cached_test) = (Vec::new(), Vec::new());
     if args.teacher.uses_logits() {
-        if args.transfer.transfer.is_some() {
-            return Err(Error::usage("--transfer", "a live teacher", "--teacher-logits").with_hint(
-                "join the rows in one file, unlabelled ones with the label -1, and make its logits",
-            ));
-        }
         let wanted = Wanted {
-            rows: split.train.rows(),
+            rows: loaded + transfer.as_ref().map_or(0, Dataset::rows),
             classes,
-            data_sha256: &split.train.content_sha256()?,
+            data_sha256: &split.train.content_sha256_with(transfer.as_ref())?,
             part: "train",
             temperature: loss.temperature,
         };
         cached = args.teacher.logits(&wanted, recipe.batch)?;
+        cached_test = args.teacher.logits_of_test(split.test.as_ref(), &wanted)?;
     }
     let held_out = split.validation.is_none();
     let split = args.rows.hide_labels(args.training.split(split)?, seed)?;
-    let mut split = args.transfer.apply(&args.data, split)?;
+    let mut split = args.transfer.apply(split, transfer, loaded)?;
     let start = args.network.start(&args.foreign, &split.train, seed)?;
     args.rows.normalise(&args.data, &mut split, start.normalisation.as_ref())?;
-    Ok(Prepared { recipe, loss, split, held_out, models, cached: Arc::new(cached), start })
+    Ok(Prepared { recipe, loss, split, held_out, models, cached: Arc::new([cached, cached_test]), start })
 }
 
 /// Trains and prints the result.

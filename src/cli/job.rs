@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::cli::common::{CallArgs, DeviceArgs, OutputArgs};
 use crate::cli::keep::{KeepArgs, interruptions};
 use crate::cli::options::{self, Resolved};
-use crate::cli::teachers::Teachers;
+use crate::cli::teachers::{OnDisk, Teachers};
 use crate::data::{Dataset, Normalisation, Split};
 use crate::distill::infer::Inference;
 use crate::distill::step::Teacher;
@@ -197,13 +197,13 @@ impl Job<'_> {
         let validation = match &watch.validation {
             // The weights are no longer those of the last evaluation.
             Some(rows) if best_step != run.done || last.is_none() => {
-                Some(self.evaluate(run.students(), rows, self.held_out)?)
+                Some(self.evaluate(run.students(), rows, self.validation_on_disk())?)
             }
             _ => last,
         };
         let test = match self.split.test.as_ref().filter(|t| t.labels.is_some()) {
             Some(rows) => {
-                let seen = self.evaluate(run.students(), rows, false)?;
+                let seen = self.evaluate(run.students(), rows, OnDisk::Test)?;
                 dir.metrics.write(&seen.line("test", run))?;
                 Some(seen)
             }
@@ -235,8 +235,12 @@ impl Job<'_> {
         Ok(outcome)
     }
 
-    fn evaluate(&self, student: &Mlp, rows: &Dataset, cached: bool) -> Result<Evaluation> {
-        let teacher = self.teachers.map(|t| t.judge(self.gpu, rows, cached)).transpose()?.flatten();
+    fn validation_on_disk(&self) -> OnDisk {
+        if self.held_out { OnDisk::Train } else { OnDisk::No }
+    }
+
+    fn evaluate(&self, student: &Mlp, rows: &Dataset, on_disk: OnDisk) -> Result<Evaluation> {
+        let teacher = self.teachers.map(|t| t.judge(self.gpu, rows, on_disk)).transpose()?.flatten();
         evaluate(&logits(self.gpu, student, rows)?, rows, teacher.as_ref())
     }
 }
@@ -275,7 +279,7 @@ impl Watcher for Watch<'_, '_> {
 
     fn evaluate(&mut self, run: &Run<'_>) -> Result<(Line, Score)> {
         let rows = self.validation.ok_or_else(|| Error::usage("validation rows", "some", "none"))?;
-        let seen = self.job.evaluate(run.students(), rows, self.job.held_out)?;
+        let seen = self.job.evaluate(run.students(), rows, self.job.validation_on_disk())?;
         let score = Score { errors: seen.errors as u64, nll: seen.nll };
         let line = seen.line("validation", run);
         self.last = Some(seen);

@@ -33,6 +33,9 @@ pub struct Args {
     /// Which rows.
     #[arg(long, value_enum, default_value = "train")]
     split: Part,
+    /// The rows that `limbeck distill --transfer` will add behind the training rows.
+    #[arg(long, value_name = "PATH", help_heading = "Data")]
+    transfer: Option<PathBuf>,
     /// Folder for the shards.
     #[arg(long, value_name = "DIR", help_heading = "Output")]
     out: PathBuf,
@@ -143,7 +146,14 @@ pub fn run(args: &Args) -> Result<()> {
     if args.batch_size == 0 {
         return Err(Error::usage("--batch-size", "at least 1", "0"));
     }
-    let rows = args.split.of(args.data.load(false)?)?;
+    let mut rows = args.split.of(args.data.load(false)?)?;
+    if let Some(path) = &args.transfer {
+        if !matches!(args.split, Part::Train) {
+            return Err(Error::usage("--transfer", "the training rows before it", args.split.name()));
+        }
+        let loaded = rows.rows();
+        rows = rows.with_unlabelled(args.data.load_transfer(path)?, loaded)?;
+    }
     let model = args.foreign.load(&args.teacher)?;
     check_class_names(&args.teacher, &model, &rows)?;
     let sizes = model.weights.sizes();

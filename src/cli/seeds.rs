@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use crate::cli::common::OutputArgs;
-use crate::cli::teachers::Teachers;
+use crate::cli::teachers::{OnDisk, Teachers};
 use crate::data::{Dataset, Split, UNLABELLED};
 use crate::distill::infer::Inference;
 use crate::distill::step::{Loss, Teacher};
@@ -132,7 +132,7 @@ impl Seeds<'_> {
         };
 
         // Everything is trained, nothing is chosen any more: now the test rows, once.
-        let teacher = self.teachers.judge(self.gpu, test, false)?;
+        let teacher = self.teachers.judge(self.gpu, test, OnDisk::Test)?;
         let distilled = self.judge(&students, test)?;
         let scratch = scratch.map(|s| self.judge(&s, test)).transpose()?;
         let paired =

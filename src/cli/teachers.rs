@@ -72,6 +72,10 @@ pub struct TeacherArgs {
     /// .npy or .safetensors matrix [rows, classes]; several make an ensemble.
     #[arg(long, value_name = "PATH")]
     teacher_logits: Vec<PathBuf>,
+    /// The same teachers' logits of the test rows (`limbeck logits --split test`), as many and in the same
+    /// order: for the agreement in the evaluation.
+    #[arg(long, value_name = "PATH", requires = "teacher_logits")]
+    test_logits: Vec<PathBuf>,
     /// How several teachers become one.
     #[arg(long, value_enum, default_value = "arithmetic")]
     ensemble: RuleName,
@@ -86,10 +90,22 @@ struct Network {
 /// Teachers, ready to teach.
 pub struct Teachers {
     networks: Vec<Network>,
-    cached: Arc<Vec<Logits>>,
+    /// Of the rows that are walked; and the same teachers' of the test rows, or none.
+    cached: Arc<[Vec<Logits>; 2]>,
     rule: Rule,
     /// T of the soft term, at which probabilities are averaged.
     temperature: f64,
+}
+
+/// Which of the logits on disk are of the rows to judge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnDisk {
+    /// None.
+    No,
+    /// Those of the training rows.
+    Train,
+    /// Those of the test rows, if they were given.
+    Test,
 }
 
 /// A teacher whose outputs are other classes, or the same in another order, would teach nonsense.
@@ -143,6 +159,26 @@ impl TeacherArgs {
             .collect()
     }
 
+    /// Reads the logits of the test rows, where given.
+    pub fn logits_of_test(&self, test: Option<&Dataset>, wanted: &Wanted<'_>) -> Result<Vec<Logits>> {
+        if self.test_logits.is_empty() {
+            return Ok(Vec::new());
+        }
+        let count = |paths: &[PathBuf]| format!("{} of them", paths.len());
+        if self.test_logits.len() != self.teacher_logits.len() {
+            let expected = format!("{}, as --teacher-logits", count(&self.teacher_logits));
+            return Err(Error::usage("--test-logits", expected, count(&self.test_logits)));
+        }
+        let test = test.ok_or_else(|| Error::usage("--test-logits", "test rows", "training rows only"))?;
+        let wanted = Wanted {
+            rows: test.rows(),
+            data_sha256: &test.content_sha256()?,
+            part: "test",
+            ..wanted.clone()
+        };
+        self.test_logits.iter().map(|path| Logits::load(path, &wanted)).collect()
+    }
+
     /// Reads the logits, checked against the data as loaded.
     pub fn logits(&self, wanted: &Wanted<'_>, batch: usize) -> Result<Vec<Logits>> {
         let load = |path: &PathBuf| {
@@ -165,7 +201,7 @@ impl TeacherArgs {
         &self,
         gpu: &Gpu,
         models: &[Model],
-        cached: Arc<Vec<Logits>>,
+        cached: Arc<[Vec<Logits>; 2]>,
         temperature: f64,
     ) -> Result<Teachers> {
         let networks = models
@@ -193,18 +229,23 @@ impl Teachers {
     pub fn source(&self, gpu: &Gpu, train: &Dataset, memory: Option<u64>) -> Result<Teacher> {
         let live = |n: &Network| Ok(Member::Live(n.mlp.clone(), Some(n.normalisation.clone())));
         let cached = |logits: &Logits| Member::cached(gpu, logits.classes, logits.of(train), memory);
-        let members = self.networks.iter().map(live).chain(self.cached.iter().map(cached));
+        let members = self.networks.iter().map(live).chain(self.cached[0].iter().map(cached));
         Ok(Teacher::Ensemble(members.collect::<Result<_>>()?, self.rule))
     }
 
     /// The teacher's logits over `rows` on the host; `None` where some are on disk and these rows are not
-    /// among them (`cached` says whether they are).
-    pub fn judge(&self, gpu: &Gpu, rows: &Dataset, cached: bool) -> Result<Option<Matrix>> {
-        if !self.cached.is_empty() && !cached {
+    /// among them.
+    pub fn judge(&self, gpu: &Gpu, rows: &Dataset, on_disk: OnDisk) -> Result<Option<Matrix>> {
+        let stored = match on_disk {
+            OnDisk::No => &[],
+            OnDisk::Train => self.cached[0].as_slice(),
+            OnDisk::Test => self.cached[1].as_slice(),
+        };
+        if stored.len() < self.cached[0].len() {
             return Ok(None);
         }
         let live = self.networks.iter().map(|n| logits_as(gpu, &n.mlp, rows, Some(&n.normalisation)));
-        let stored = self.cached.iter().map(|l| Ok(Matrix::from_f32(rows.rows(), l.classes, &l.of(rows))));
+        let stored = stored.iter().map(|l| Ok(Matrix::from_f32(rows.rows(), l.classes, &l.of(rows))));
         let mut members = live.chain(stored).collect::<Result<Vec<_>>>()?;
         if members.len() == 1 {
             return Ok(members.pop());
@@ -234,7 +275,7 @@ impl Teachers {
             l.values.iter().for_each(|v| sha.update(v.to_le_bytes()));
             sha.finalize().iter().map(|b| format!("{b:02x}")).collect()
         };
-        self.networks.iter().map(|n| n.sha256.clone()).chain(self.cached.iter().map(logits)).collect()
+        self.networks.iter().map(|n| n.sha256.clone()).chain(self.cached[0].iter().map(logits)).collect()
     }
 
     /// Frozen by construction: nothing holds a gradient for a teacher. Shown all the same.

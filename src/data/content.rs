@@ -1,17 +1,43 @@
 //! A data set as a whole: its identity, and two of them as one.
 
+use std::sync::Arc;
+
 use sha2::{Digest, Sha256};
 
-use super::{Dataset, Elements, UNLABELLED, little_endian, read};
+use super::{Dataset, Elements, FileRows, UNLABELLED, little_endian, read};
 use crate::error::{Error, Result};
 
 impl Dataset {
     /// Identifies the content, whatever file it came from: sha256, in hex, over element type, shape,
     /// values as stored and labels, little-endian. Reads a file's rows through once.
     pub fn content_sha256(&self) -> Result<String> {
+        self.content_sha256_with(None)
+    }
+
+    /// The same of these rows followed by those of `more` without their labels, as
+    /// [`Dataset::with_unlabelled`] joins them.
+    pub fn content_sha256_with(&self, more: Option<&Self>) -> Result<String> {
+        if let Some(more) = more {
+            self.check_joins(more)?;
+        }
         let mut sha = Sha256::new();
         let element = if self.x.is_u8() { "u8" } else { "f32" };
-        sha.update(format!("limbeck rows {element} {} {:?}\n", self.rows, self.shape));
+        let rows = self.rows + more.map_or(0, |more| more.rows);
+        sha.update(format!("limbeck rows {element} {rows} {:?}\n", self.shape));
+        for part in std::iter::once(self).chain(more) {
+            part.hash_values(&mut sha)?;
+        }
+        for label in self.labels.iter().flatten() {
+            sha.update(label.to_le_bytes());
+        }
+        if more.is_some() {
+            let without = if self.labels.is_some() { self.rows..rows } else { 0..rows };
+            without.for_each(|_| sha.update(UNLABELLED.to_le_bytes()));
+        }
+        Ok(read::hex(&sha.finalize()))
+    }
+
+    fn hash_values(&self, sha: &mut Sha256) -> Result<()> {
         match &self.x {
             Elements::U8(v) => sha.update(v),
             Elements::F32(v) => v.chunks(1 << 12).for_each(|v| sha.update(little_endian(v))),
@@ -32,10 +58,7 @@ impl Dataset {
                 }
             }
         }
-        for label in self.labels.iter().flatten() {
-            sha.update(label.to_le_bytes());
-        }
-        Ok(read::hex(&sha.finalize()))
+        Ok(())
     }
 
     /// The same rows with their classes numbered as in `names`, the outputs of a network; a set without
@@ -64,23 +87,41 @@ impl Dataset {
         Ok(self)
     }
 
-    /// These rows followed by those of `more`, which lose their labels: only soft targets teach from them.
-    ///
-    /// Fails where features or element types differ, or where either part stays in its file.
-    pub fn with_unlabelled(self, more: Self) -> Result<Self> {
+    /// Fails unless `more` has rows of the same kind.
+    fn check_joins(&self, more: &Self) -> Result<()> {
         let facts = |d: &Self| {
             let element = if d.x.is_u8() { "u8" } else { "float" };
             format!("rows of {} {element} values", d.features())
         };
-        if facts(&self) != facts(&more) {
+        match facts(self) == facts(more) {
+            true => Ok(()),
+            false => Err(Error::data(
+                more.path(),
+                "rows",
+                format!("{} as in {}", facts(self), self.path().display()),
+                facts(more),
+            )),
+        }
+    }
+
+    /// These rows followed by those of `more`, which lose their labels: only soft targets teach from them.
+    /// [`Dataset::origin`] of the latter counts on from `loaded`, the rows of this set as it was loaded.
+    ///
+    /// Fails where features or element types differ.
+    pub fn with_unlabelled(self, more: Self, loaded: usize) -> Result<Self> {
+        self.check_joins(&more)?;
+        let (rows, added) = (self.rows, more.rows);
+        if u32::try_from(loaded.max(rows) + added).is_err() {
             return Err(Error::data(
                 more.path(),
                 "rows",
-                format!("{} as in {}", facts(&self), self.path().display()),
-                facts(&more),
+                "fewer than 2^32 with those before",
+                added.to_string(),
             ));
         }
-        let (path, rows, added) = (more.path(), self.rows, more.rows);
+        let own = (0..rows as u32).map(|row| self.origin(row));
+        let behind = (0..added as u32).map(|row| loaded as u32 + more.origin(row));
+        let origin = Some(Arc::new(own.chain(behind).collect()));
         let x = match (self.x, more.x) {
             (Elements::U8(mut a), Elements::U8(b)) => {
                 a.extend(b);
@@ -90,19 +131,11 @@ impl Dataset {
                 a.extend(b);
                 Elements::F32(a)
             }
-            _ => {
-                return Err(Error::data(
-                    path,
-                    "rows",
-                    "parts that both fit in memory",
-                    "one beyond the resident limit",
-                )
-                .with_hint("join the two in one file; rows with the label -1 have no label"));
-            }
+            (a, b) => Elements::File(FileRows::joined(a, b, self.shape.iter().product())),
         };
         let mut labels = self.labels.unwrap_or_else(|| vec![UNLABELLED; rows]);
         labels.resize(rows + added, UNLABELLED);
         let source = self.source.into_iter().chain(more.source).collect();
-        Ok(Self { x, labels: Some(labels), source, rows: rows + added, origin: None, ..self })
+        Ok(Self { x, labels: Some(labels), source, rows: rows + added, origin, ..self })
     }
 }

@@ -66,7 +66,7 @@ impl Elements {
         match self {
             Self::U8(_) => true,
             Self::F32(_) => false,
-            Self::File(file) => file.element_type() == ElementType::U8,
+            Self::File(file) => file.is_u8(),
         }
     }
 }

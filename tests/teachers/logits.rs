@@ -28,6 +28,25 @@ fn cached_logits_give_the_bits_of_the_live_teacher() {
             assert_eq!(agreement(&live), agreement(&cached));
         }
     }
+    // With logits of the test rows the agreement on them is known too.
+    bench.logits(&teacher, "test", &["--split", "test", "--shards", "2"]);
+    let (train, test) = (bench.text("one"), bench.text("test"));
+    let live = bench.distil("student", &["--teacher", &teacher]);
+    let cached = bench.distil("student", &["--teacher-logits", &train, "--test-logits", &test]);
+    assert_eq!(live["test"], cached["test"]);
+    assert!(live["test"]["agreement"].is_number());
+    let (data, out) = (bench.text("data"), bench.text("gone"));
+    let refused = |more: &[&str], code, words: &[&str]| {
+        let fixed = ["distill", "--data", &data, "--layers", "7,5,3", "--out", &out, "--test-logits"];
+        fails(&[&fixed, more].concat(), code, words);
+    };
+    refused(&[&train, "--teacher-logits", &train], 4, &["of the test rows", "of train rows"]);
+    refused(
+        &[&test, "--teacher-logits", &train, "--teacher-logits", &train],
+        2,
+        &["--test-logits", "2 of them"],
+    );
+    refused(&[&test, "--teacher", &teacher], 2, &["--teacher-logits"]);
     // The comparison can fail: other logits, another student.
     let other = bench.teacher("other", &["--seed", "9"]);
     assert_ne!(
@@ -216,4 +235,37 @@ fn logits_of_someone_else() {
     refused(4, &["[rows, columns]", "[450]"]);
     fs::write(bench.path("forest.npy"), b"PK\x03\x04").expect("written");
     refused(4, &["forest.npy"]);
+}
+
+/// The transfer set lies behind the training rows in the logits, and in the rows, wherever these are kept.
+#[test]
+fn transfer_sets_have_logits_too() {
+    let bench = Bench::new();
+    let teacher = bench.teacher("teacher", &[]);
+    bench.rows("more.npy", 61, 77);
+    let more = bench.text("more.npy");
+    bench.logits(&teacher, "joint", &["--transfer", &more, "--shards", "3"]);
+    bench.logits(&teacher, "train", &[]);
+    let (joint, train) = (bench.text("joint"), bench.text("train"));
+    let run = |source: [&str; 2], with: &[&str]| {
+        hash(&bench.distil("student", &[&source, ["--transfer", &more].as_slice(), with].concat()))
+    };
+    for with in
+        [&[] as &[&str], &["--validation", "0.2", "--label-fraction", "0.3"], &["--drop-classes", "2"]]
+    {
+        let live = run(["--teacher", &teacher], with);
+        assert_eq!(live, run(["--teacher-logits", &joint], with), "{with:?}");
+        let streamed = [with, &["--device-memory", "1024"]].concat();
+        assert_eq!(live, run(["--teacher-logits", &joint], &streamed), "{with:?}, streamed");
+    }
+    let (data, out) = (bench.text("data"), bench.text("gone"));
+    let refused = |logits: &str, transfer: &[&str]| {
+        let args =
+            ["distill", "--data", &data, "--layers", "7,5,3", "--out", &out, "--teacher-logits", logits];
+        fails(&[&args, transfer].concat(), 4, &["data_sha256", "with the same --data and --transfer"]);
+    };
+    refused(&train, &["--transfer", &more]);
+    refused(&joint, &[]);
+    let args = ["logits", "--data", &data, "--teacher", &teacher, "--out", &out, "--transfer", &more];
+    fails(&[&args[..], &["--split", "test"]].concat(), 2, &["--transfer", "test"]);
 }

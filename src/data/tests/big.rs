@@ -117,3 +117,64 @@ fn twelve_gib_are_read_with_bounded_memory() {
     // Far below the file's size; the order takes 60 MiB, and other tests run in this process.
     assert!(peak() - before < 2 << 30, "{} MiB", (peak() - before) >> 20);
 }
+
+/// A transfer set behind the training rows, whichever of them stays in its file.
+#[test]
+fn joined_rows_are_read_alike() {
+    let table =
+        |rows: usize, from: usize| -> Vec<f32> { (from..from + rows * 3).map(|i| i as f32 / 7.0).collect() };
+    let bytes = |rows: usize, from: usize| -> Vec<u8> { (from..from + rows * 3).map(|i| i as u8).collect() };
+    let y = |rows: usize| npy_bytes(ElementType::U8, &[rows], &vec![1; rows]);
+    for floats in [true, false] {
+        let x = |rows: usize, from: usize| match floats {
+            true => npy_bytes(ElementType::F32, &[rows, 3], &f32s(&table(rows, from))),
+            false => npy_bytes(ElementType::U8, &[rows, 3], &bytes(rows, from)),
+        };
+        let train = folder(&[("x.npy", x(20, 0)), ("y.npy", y(20))]);
+        let transfer = folder(&[("x.npy", x(11, 100)), ("y.npy", y(11))]);
+        let keep: Vec<u32> = vec![3, 1, 19, 4, 5, 6];
+        let drop: Vec<u32> = vec![10, 0, 7, 8];
+        let join = |a: &LoadOptions, b: &LoadOptions, some: bool| {
+            let a = load(train.path(), a).unwrap().train;
+            let b = load(transfer.path(), b).unwrap().train;
+            let hash = a.content_sha256_with(Some(&b)).unwrap();
+            match some {
+                true => (a.select(&keep).with_unlabelled(b.select(&drop), 20).unwrap(), hash),
+                false => (a.with_unlabelled(b, 20).unwrap(), hash),
+            }
+        };
+        let here = LoadOptions::default();
+        for some in [false, true] {
+            let (wanted, hash) = join(&here, &here, some);
+            assert!(!matches!(wanted.x, Elements::File(_)));
+            assert_eq!(wanted.content_sha256().unwrap() == hash, !some);
+            let rows = wanted.rows() as u32;
+            let origins: Vec<u32> = (0..rows).map(|row| wanted.origin(row)).collect();
+            match some {
+                true => assert_eq!(origins, [3, 1, 19, 4, 5, 6, 30, 20, 27, 28]),
+                false => assert_eq!(origins, (0..31).collect::<Vec<_>>()),
+            }
+            let labels = wanted.labels.clone().unwrap();
+            let train_rows = if some { 6 } else { 20 };
+            assert!(labels[..train_rows].iter().all(|l| *l == 1));
+            assert!(labels[train_rows..].iter().all(|l| *l == UNLABELLED));
+            for (a, b) in [(lazy(), lazy()), (lazy(), here.clone()), (here.clone(), lazy())] {
+                let (found, same) = join(&a, &b, some);
+                assert!(matches!(found.x, Elements::File(_)));
+                assert_eq!((&hash, found.x.is_u8(), found.rows()), (&same, !floats, wanted.rows()));
+                assert_eq!((&found.labels, values(&found)), (&wanted.labels, values(&wanted)));
+                assert_eq!(found.content_sha256().unwrap(), wanted.content_sha256().unwrap());
+                let order = crate::rng::permutation(2, 0, rows);
+                assert_eq!(values(&found.select(&order)), values(&wanted.select(&order)));
+                if !floats {
+                    let read = |set: &Dataset| {
+                        let mut out = vec![0; order.len() * 3];
+                        set.read_rows_u8(&order, &mut out).unwrap();
+                        out
+                    };
+                    assert_eq!(read(&found), read(&wanted));
+                }
+            }
+        }
+    }
+}

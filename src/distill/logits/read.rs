@@ -173,7 +173,7 @@ fn check(file: &Path, manifest: &Manifest, wanted: &Wanted<'_>) -> Result<()> {
             format!("{} of {} rows", manifest.data_sha256, manifest.part),
         )
         .map_err(|e: Error| {
-            e.with_hint("these are logits of other data; `limbeck logits` makes those of yours")
+            e.with_hint("these are logits of other data; `limbeck logits` with the same --data and --transfer makes those of yours")
         });
     }
     #[allow(clippy::float_cmp, reason = "the same option, not the result of a computation")]
