@@ -48,7 +48,8 @@ fn small_set() -> Dataset {
     Dataset::new("here", Elements::F32(x), vec![features], Some(labels), Some(5)).expect("a set")
 }
 
-const LOSS: Loss = Loss { temperature: 3.0, hard_weight: 0.25, soft_weight: 0.75, smoothing: 0.125 };
+const LOSS: Loss =
+    Loss { temperature: 3.0, hard_weight: 0.25, soft_weight: 0.75, smoothing: 0.125, ..Loss::HARD };
 
 const SGD: Optimizer = Optimizer::Sgd { momentum: 0.5, nesterov: true, weight_decay: 0.0 };
 

@@ -45,7 +45,7 @@ const BATCH: usize = 64;
 const TEACHER_STEPS: u64 = 900;
 const STUDENT_STEPS: u64 = 2400;
 const LEARNING_RATE: f64 = 2e-3;
-const DISTILLATION: Loss = Loss { temperature: 4.0, hard_weight: 1.0, soft_weight: 1.0, smoothing: 0.0 };
+const DISTILLATION: Loss = Loss { temperature: 4.0, hard_weight: 1.0, soft_weight: 1.0, ..Loss::HARD };
 const ADAM: Adam = Adam { beta_1: 0.9, beta_2: 0.999, epsilon: 1e-8, weight_decay: 0.0, decoupled: false };
 
 /// One line of the result.

@@ -85,8 +85,13 @@ impl Args {
                 (alpha, 1.0 - alpha)
             }
         };
-        let loss =
-            Loss { temperature: self.temperature, hard_weight, soft_weight, smoothing: self.label_smoothing };
+        let loss = Loss {
+            temperature: self.temperature,
+            hard_weight,
+            soft_weight,
+            smoothing: self.label_smoothing,
+            ..Loss::HARD
+        };
         loss.check()?;
         Ok(loss)
     }

@@ -56,6 +56,21 @@ pub enum SoftLoss {
 }
 
 impl SoftLoss {
+    /// What it is called on the command line and in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::ForwardKl => "forward-kl",
+            Self::ReverseKl => "reverse-kl",
+            Self::Symmetric => "symmetric-kl",
+            Self::Jsd { .. } => "jsd",
+            Self::Dkd { .. } => "dkd",
+            Self::Mse => "mse",
+            Self::Sigmoid => "sigmoid",
+            Self::ClippedKl { .. } => "clipped-kl",
+            Self::VirtualTeacher { .. } => "virtual-teacher",
+        }
+    }
+
     /// Whether a row without a label has no such loss.
     pub fn needs_labels(self) -> bool {
         matches!(self, Self::Dkd { .. } | Self::VirtualTeacher { .. })

@@ -134,8 +134,14 @@ impl<'a> Run<'a> {
     ) -> Result<Self> {
         let first = replicas.first().ok_or_else(|| Error::usage("replicas", "at least one", "none"))?;
         infer::check_inputs(&first.student.sizes(), data)?;
+        let classes = first.student.sizes().last().copied().unwrap_or(0);
+        let soft = first.loss.soft;
         for replica in &replicas {
-            replica.loss.check()?;
+            replica.loss.check_classes(classes)?;
+            if !replica.loss.soft.same_kind(soft) {
+                let found = format!("{} and {}", soft.text(), replica.loss.soft.text());
+                return Err(Error::usage("losses of the replicas", "one kind for all", found));
+            }
             if !(replica.lr > 0.0 && replica.lr.is_finite()) {
                 return Err(Error::usage("learning rate", "a number above 0", replica.lr.to_string()));
             }
@@ -154,7 +160,7 @@ impl<'a> Run<'a> {
         let batch = recipe.batch.min(length);
         let feed = Feed::new(gpu, data, labels, [orders, length], batch, rows.device_memory)?;
         let students: Vec<_> = replicas.iter().map(|r| r.student.clone()).collect();
-        let step = Step::record(gpu, &feed, teacher, &students, recipe.optimizer, batch)?;
+        let step = Step::record(gpu, &feed, teacher, soft, &students, recipe.optimizer, batch)?;
         let per_epoch = length.div_ceil(batch) as u64;
         let steps = match recipe.length {
             Length::Epochs(n) => n * per_epoch,
