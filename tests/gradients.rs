@@ -12,6 +12,7 @@ use limbeck::mlp::Mlp;
 use limbeck::mlp::weights::{Initializer, Weights};
 use limbeck::reference::linalg::{column_sums, matmul};
 use limbeck::reference::{self, Bounded, Convention, Matrix, Rounded, Rule, SoftLoss};
+use limbeck::train::schedule::Schedules;
 use limbeck::train::{Length, Recipe, Replica, Rows, Run};
 use limbeck::verify::matmul::oracle;
 
@@ -226,7 +227,7 @@ fn teacher(gpu: &Gpu) -> Mlp {
 
 fn replica(seed: u64) -> Replica {
     let student = Weights::init(&[64, 32, 10], Activation::Relu, Initializer::He, seed).expect("weights");
-    Replica { seed, lr: 0.01, loss: LOSS, student }
+    Replica { seed, lr: 0.01, loss: LOSS, schedules: Schedules::default(), student }
 }
 
 const ADAM: Adam = Adam { beta_1: 0.9, beta_2: 0.999, epsilon: 1e-8, weight_decay: 0.01, decoupled: true };

@@ -108,10 +108,12 @@ fn head_holds_on_drawn_cases() {
             let (batch, k, replicas, share) = shapes;
             let (padding, data, seed, pick) = rest;
             let k = if soft.check_classes(k).is_ok() { k } else { k + 1 };
+            // Long rows are the reference's time, not the device's.
+            let batch = if k > 300 { batch.min(9) } else { batch };
             let teacher = if soft.loss.needs_teacher() { teacher } else { From::Nowhere };
             let term = (teacher != From::Nowhere || !soft.loss.needs_teacher()).then_some(soft);
             let (hard_weight, soft_weight, smoothing) = weights;
-            let forms: Vec<Form> = Form::all(term).iter().copied().filter(|f| f.takes(k)).collect();
+            let forms: Vec<Form> = Form::all(term).into_iter().filter(|f| f.takes(k)).collect();
             Case::Head(head::Case {
                 batch,
                 rows: ((batch as f64 * share) as usize + 1).min(batch),
@@ -132,7 +134,7 @@ fn head_holds_on_drawn_cases() {
             })
         },
     );
-    hold("head", 600, strategy);
+    hold("head", 400, strategy);
 }
 
 #[test]

@@ -31,7 +31,7 @@ pub fn run(gpu: &Gpu, peak: &Peak, names: &[String], variants: &[String]) -> Res
         }
         let bench = Logits::new(gpu, batch, k)?;
         let chosen = Form::of(gpu, k, SOFT);
-        for &form in Form::all(SOFT).iter().filter(|f| f.takes(k)) {
+        for form in Form::all(SOFT).into_iter().filter(|f| f.takes(k)) {
             let named = variants.contains(&form.text());
             if !named && (form != chosen || !variants.is_empty()) {
                 continue;

@@ -17,6 +17,7 @@ use crate::reference::Matrix;
 use crate::report::progress::Progress;
 use crate::report::stats::Estimate;
 use crate::report::table;
+use crate::train::schedule::Schedules;
 use crate::train::{Length, Recipe, Replica, Rows, Run};
 
 /// Trains a teacher on all labels of the embedded optdigits set, then the same small student three
@@ -174,6 +175,7 @@ impl<'a> Stage<'a> {
             seed: seed as u64,
             lr: LEARNING_RATE,
             loss,
+            schedules: Schedules::default(),
             student: start.clone(),
         });
         let mut run = Run::new(self.gpu, self.train, rows, teacher, recipe, replicas.collect())?;

@@ -95,6 +95,8 @@ pub struct Outcome {
     model: PathBuf,
     parameters: usize,
     weights_sha256: String,
+    /// The options that ask for its loss, by their canonical names.
+    loss: String,
     steps: u64,
     seconds: f64,
     validation: Option<Evaluation>,
@@ -107,6 +109,7 @@ impl Job<'_> {
     pub fn run(self) -> Result<Outcome> {
         let Self { gpu, split, teacher, teachers, recipe, replica, output, title, file, .. } = self;
         let began = std::time::Instant::now();
+        let replica_loss = replica.loss;
         let rows = Rows { device_memory: self.device_memory, ..Rows::default() };
         let mut run = Run::new(gpu, &split.train, rows, &teacher, recipe, vec![replica])?;
         let folder = output.create()?;
@@ -115,6 +118,7 @@ impl Job<'_> {
         let judge = Judge { gpu, teachers };
         let mut validation = None;
         let agreement = |row: &Row| teachers.map(|_| row.agreement);
+        let soft = replica_loss.soft_weight > 0.0;
         while run.done < run.steps {
             let to = match split.validation {
                 Some(_) => (run.done / run.steps_per_epoch() + 1) * run.steps_per_epoch(),
@@ -128,10 +132,12 @@ impl Job<'_> {
                     epoch: row.epoch,
                     loss: Some(row.loss),
                     hard_loss: Some(row.hard_loss),
-                    soft_loss: agreement(row).map(|_| row.soft_loss),
+                    soft_loss: soft.then_some(row.soft_loss),
                     accuracy: Some(row.accuracy),
                     agreement: agreement(row),
+                    gradient_ratio: row.gradient_ratio.filter(|_| soft),
                     lr: Some(row.lr),
+                    temperature: soft.then_some(row.temperature),
                     samples_per_second: Some(row.samples_per_second),
                 })
             })?;
@@ -163,6 +169,7 @@ impl Job<'_> {
             model,
             parameters: weights.parameters(),
             weights_sha256: weights.sha256(),
+            loss: replica_loss.to_string(),
             steps: run.steps,
             seconds: began.elapsed().as_secs_f64(),
             validation,

@@ -12,6 +12,7 @@ mod eval;
 mod export;
 mod job;
 mod logits;
+mod loss;
 mod predict;
 mod seeds;
 mod teachers;

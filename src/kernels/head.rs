@@ -35,7 +35,8 @@ const fn form(lanes: u32, block: u32, held: bool) -> Form {
     Form { lanes, block, held }
 }
 
-/// The forms of the hard loss and of plain forward KL: what nearly every run uses, tuned for it.
+/// Every form of the hard loss and of plain forward KL: what nearly every run uses. The other losses
+/// have those alone that hold nothing.
 const FORMS: [Form; 5] = [
     form(1, 32, true),
     form(1, 32, false),
@@ -44,32 +45,28 @@ const FORMS: [Form; 5] = [
     form(64, 32, false),
 ];
 
-/// The forms of all other losses: walks alone. A second loss in every form would be seen by no one
-/// but the compilers.
-const WALKS: [Form; 2] = [form(1, 32, false), form(64, 32, false)];
-
 impl Form {
-    /// Every form of a loss that the host can ask for.
-    pub fn all(soft: Option<Soft>) -> &'static [Self] {
-        match soft {
-            None | Some(Soft::FORWARD_KL) => &FORMS,
-            Some(_) => &WALKS,
-        }
+    /// Every form of a term (`None`: the hard loss alone) that the host can ask for.
+    pub fn all(soft: Option<Soft>) -> Vec<Self> {
+        let many = soft.is_none_or(|s| s == Soft::FORWARD_KL);
+        FORMS.into_iter().filter(|form| many || !form.held).collect()
     }
 
     /// The form for `k` classes. On a software driver every barrier costs more than it shares: there
-    /// a row is one invocation's, and its stack holds a long one.
+    /// a row is one invocation's.
     pub fn of(gpu: &Gpu, k: usize, soft: Option<Soft>) -> Self {
         let software = gpu.report.kind == "software";
-        match (Self::all(soft).len() == WALKS.len(), k) {
-            (true, 0..=32) => WALKS[0],
-            (true, 33..=1024) if software => WALKS[0],
-            (true, _) => WALKS[1],
-            (false, 0..=32) => FORMS[0],
-            (false, 33..=1024) if software => FORMS[1],
-            (false, 33..=256) => FORMS[2],
-            (false, 257..=1024) => FORMS[3],
-            (false, _) => FORMS[4],
+        let form = match k {
+            0..=32 => FORMS[0],
+            33..=1024 if software => FORMS[1],
+            33..=256 => FORMS[2],
+            257..=1024 => FORMS[3],
+            _ => FORMS[4],
+        };
+        match Self::all(soft).contains(&form) {
+            true => form,
+            // It walks instead of holding: alone, or with the whole workgroup.
+            false => FORMS[if form.lanes == 1 { 1 } else { 4 }],
         }
     }
 
@@ -118,7 +115,7 @@ impl Soft {
     }
 
     /// The shader's number of the loss.
-    fn code(self) -> u32 {
+    pub fn code(self) -> u32 {
         match self.loss {
             SoftLoss::ForwardKl => 0,
             SoftLoss::ReverseKl => 1,
@@ -183,7 +180,7 @@ pub static KERNEL: Kernel = Kernel {
     params: Params::FIELDS,
     variants: || {
         let terms = std::iter::once(None).chain(Soft::kinds().into_iter().map(Some));
-        terms.flat_map(|soft| Form::all(soft).iter().map(move |form| constants(form, soft))).collect()
+        terms.flat_map(|soft| Form::all(soft).into_iter().map(move |form| constants(&form, soft))).collect()
     },
 };
 /// This module's part of the list of kernels.

@@ -188,7 +188,7 @@ fn heads(sizes: &[[usize; 2]]) -> Vec<Case> {
     let mut i = Counter::default();
     let mut all = Vec::new();
     for [batch, k] in sizes {
-        for &form in kernel::Form::all(None).iter().filter(|f| f.takes(*k)) {
+        for form in kernel::Form::all(None).into_iter().filter(|f| f.takes(*k)) {
             for replicas in [1, 3] {
                 let of = |teacher| Case::Head(head_case(i.next(), replicas, form, [*batch, *k], teacher));
                 all.extend(From::ALL.map(of));
@@ -203,7 +203,9 @@ pub fn wide_heads() -> Vec<Case> {
     From::ALL
         .iter()
         .enumerate()
-        .map(|(i, teacher)| Case::Head(head_case(7 * i, 1, kernel::Form::all(None)[4], [2, 152_000], *teacher)))
+        .map(|(i, teacher)| {
+            Case::Head(head_case(7 * i, 1, kernel::Form::all(None)[4], [2, 152_000], *teacher))
+        })
         .collect()
 }
 
@@ -225,7 +227,7 @@ fn losses(sizes: &[[usize; 2]]) -> Vec<Case> {
                     false => From::Nowhere,
                 };
                 let size = [*batch, if soft.check_classes(*k).is_ok() { *k } else { k + 1 }];
-                let case = head_case(i, pick(&[1, 3], i, 20), *form, size, teacher);
+                let case = head_case(i, pick(&[1, 3], i, 20), form, size, teacher);
                 all.push(Case::Head(head::Case { soft, data: Data::ALL[turn % Data::ALL.len()], ..case }));
             }
         }
