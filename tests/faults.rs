@@ -47,7 +47,8 @@ fn run<'a>(gpu: &'a Gpu, data: &'a Dataset, steps: u64) -> Result<Run<'a>> {
         shuffle: true,
         log_every: 1,
     };
-    let replica = Replica { seed: 1, lr: 0.1, loss: Loss::HARD, student: student() };
+    let replica =
+        Replica { seed: 1, lr: 0.1, loss: Loss::HARD, schedules: Default::default(), student: student() };
     Run::new(gpu, data, Rows::default(), &Teacher::None, recipe, vec![replica])
 }
 

@@ -7,11 +7,13 @@ use limbeck::distill::{Feed, Loss, Optimizer, Step, Teacher};
 use limbeck::gpu::plan::Traced;
 use limbeck::gpu::{AdapterChoice, Gpu};
 use limbeck::kernels::adam::Adam;
+use limbeck::kernels::head::Soft;
 use limbeck::kernels::matmul::Activation;
 use limbeck::mlp::Mlp;
 use limbeck::mlp::weights::{Initializer, Weights};
 use limbeck::reference::linalg::{column_sums, matmul};
-use limbeck::reference::{self, Bounded, Convention, Matrix, Rounded, Rule, SoftLoss};
+use limbeck::reference::{self, Bounded, Convention, Matrix, Rounded, Rule};
+use limbeck::train::schedule::Schedules;
 use limbeck::train::{Length, Recipe, Replica, Rows, Run};
 use limbeck::verify::matmul::oracle;
 
@@ -48,7 +50,8 @@ fn small_set() -> Dataset {
     Dataset::new("here", Elements::F32(x), vec![features], Some(labels), Some(5)).expect("a set")
 }
 
-const LOSS: Loss = Loss { temperature: 3.0, hard_weight: 0.25, soft_weight: 0.75, smoothing: 0.125 };
+const LOSS: Loss =
+    Loss { temperature: 3.0, hard_weight: 0.25, soft_weight: 0.75, smoothing: 0.125, ..Loss::HARD };
 
 const SGD: Optimizer = Optimizer::Sgd { momentum: 0.5, nesterov: true, weight_decay: 0.0 };
 
@@ -58,8 +61,8 @@ fn head(loss: &Loss) -> reference::Head {
         soft_weight: loss.soft_weight,
         temperature: loss.temperature,
         label_smoothing: loss.smoothing,
-        soft_loss: SoftLoss::ForwardKl,
-        standardise: false,
+        soft_loss: loss.soft.loss,
+        standardise: loss.soft.standardise,
     }
 }
 
@@ -106,7 +109,8 @@ fn whole_network(activation: Activation, sizes: &[usize], replicas: usize, rows:
     let orders: Vec<Vec<u32>> =
         (0..replicas as u64).map(|r| limbeck::rng::permutation(r, 0, set.rows() as u32)).collect();
     feed.order.write(&gpu, &orders.concat()).expect("an order");
-    let step = Step::record(&gpu, &feed, &Teacher::Live(teacher), &students, SGD, batch).expect("a step");
+    let step =
+        Step::record(&gpu, &feed, &Teacher::Live(teacher), LOSS.soft, &students, SGD, batch).expect("a step");
     let scalars: Vec<_> = (0..replicas).map(|_| step.scalars(1, 2, rows, 0.25, &LOSS)).collect();
     step.prepare(&gpu, &scalars).expect("scalars");
     let trace = Trace(step.program().trace_blocking(&gpu).expect("a trace"));
@@ -224,8 +228,12 @@ fn teacher(gpu: &Gpu) -> Mlp {
 }
 
 fn replica(seed: u64) -> Replica {
+    replica_with(seed, LOSS)
+}
+
+fn replica_with(seed: u64, loss: Loss) -> Replica {
     let student = Weights::init(&[64, 32, 10], Activation::Relu, Initializer::He, seed).expect("weights");
-    Replica { seed, lr: 0.01, loss: LOSS, student }
+    Replica { seed, lr: 0.01, loss, schedules: Schedules::default(), student }
 }
 
 const ADAM: Adam = Adam { beta_1: 0.9, beta_2: 0.999, epsilon: 1e-8, weight_decay: 0.01, decoupled: true };
@@ -251,9 +259,9 @@ fn train(
 
 #[test]
 fn ten_steps_of_a_distillation_match_the_reference() {
-    let (gpu, set) = (open(), digits(500));
-    let cases = [
+    first_steps([
         (
+            LOSS,
             Optimizer::Adam(ADAM),
             Rule::Adam {
                 beta1: ADAM.beta_1,
@@ -264,21 +272,35 @@ fn ten_steps_of_a_distillation_match_the_reference() {
                 convention: Convention::PyTorch,
             },
         ),
-        (
-            SGD,
-            Rule::Sgd { momentum: 0.5, nesterov: true, weight_decay: 0.0, convention: Convention::PyTorch },
-        ),
-    ];
-    let teacher = Teacher::Live(teacher(&gpu));
+        (LOSS, SGD, NESTEROV),
+    ]);
+}
+
+#[test]
+fn ten_steps_of_each_loss_match_the_reference() {
+    first_steps(Soft::kinds().into_iter().map(|soft| (Loss { soft, ..LOSS }, SGD, NESTEROV)));
+}
+
+const NESTEROV: Rule =
+    Rule::Sgd { momentum: 0.5, nesterov: true, weight_decay: 0.0, convention: Convention::PyTorch };
+
+/// The losses, hits and weights of ten steps against the reference's own.
+fn first_steps(cases: impl IntoIterator<Item = (Loss, Optimizer, Rule)>) {
+    let (gpu, set) = (open(), digits(500));
+    let network = teacher(&gpu);
     let mut raw = vec![0.0; set.rows() * 64];
     set.read_rows(&(0..set.rows() as u32).collect::<Vec<_>>(), &mut raw).expect("rows");
     let x = Matrix::from_f32(set.rows(), 64, &raw).map(|x| x * f64::from(set.normalisation.scale));
     let v = twin(&weights(&[64, 40, 10], Activation::Relu, 77)).forward(&x).logits().clone();
     let labels: Vec<Option<usize>> =
         set.labels.as_ref().expect("labels").iter().map(|l| Some(*l as usize)).collect();
-    for (optimizer, rule) in cases {
-        let (log, students) = train(&gpu, &set, &teacher, recipe(optimizer, 10), vec![replica(3)]);
-        let transfer = reference::train::TransferSet { x: &x, labels: &labels, teacher_logits: Some(&v) };
+    for (loss, optimizer, rule) in cases {
+        let needs_teacher = loss.soft.loss.needs_teacher();
+        let teacher = if needs_teacher { Teacher::Live(network.clone()) } else { Teacher::None };
+        let what = format!("{rule:?}, {}", loss.soft.text());
+        let (log, students) = train(&gpu, &set, &teacher, recipe(optimizer, 10), vec![replica_with(3, loss)]);
+        let teacher_logits = needs_teacher.then_some(&v);
+        let transfer = reference::train::TransferSet { x: &x, labels: &labels, teacher_logits };
         // 500 rows are seven batches of 64 and one of 52; then the next epoch's order.
         let batches: Vec<Vec<usize>> = (0..2)
             .flat_map(|epoch| {
@@ -292,21 +314,18 @@ fn ten_steps_of_a_distillation_match_the_reference() {
         let mut mlp = twin(&replica(3).student);
         let mut state = reference::Optimizer::new(rule);
         let expected =
-            reference::train::distill(&mut mlp, &mut state, 0.01, &head(&LOSS), &transfer, &batches);
+            reference::train::distill(&mut mlp, &mut state, 0.01, &head(&loss), &transfer, &batches);
         assert_eq!(log.len(), 10);
         for (i, (got, want)) in log.iter().zip(&expected).enumerate() {
             let rows = batches[i].len() as f64;
             let wants = [want.hard_loss, want.soft_loss];
             for (got, want) in got.iter().zip(wants) {
-                assert!((got - want).abs() <= 1e-5 * want, "{rule:?}, step {i}: {got}, expected {want}");
+                assert!((got - want).abs() <= 1e-5 * want, "{what}, step {i}: {got}, expected {want}");
             }
             // A hit is a whole row.
             let hits = [(got[2], want.correct), (got[3], want.agrees)];
             for (got, want) in hits {
-                assert!(
-                    (got * rows - want as f64).abs() < 1e-3,
-                    "{rule:?}, step {i}: {got} of {rows}, {want}"
-                );
+                assert!((got * rows - want as f64).abs() < 1e-3, "{what}, step {i}: {got} of {rows}, {want}");
             }
         }
         let trained = twin(&students[0]);
@@ -321,7 +340,7 @@ fn ten_steps_of_a_distillation_match_the_reference() {
                 .map(|(a, b)| (a - b).powi(2))
                 .sum::<f64>()
                 .sqrt();
-            assert!(moved > 0.0 && off < 1e-3 * moved, "{rule:?}, layer {l}: off by {off} of {moved}");
+            assert!(moved > 0.0 && off < 1e-3 * moved, "{what}, layer {l}: off by {off} of {moved}");
         }
     }
 }

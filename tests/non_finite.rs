@@ -4,7 +4,7 @@ use limbeck::gpu::plan::SLOTS;
 use limbeck::gpu::{AdapterChoice, Gpu, Plan, Tensor};
 use limbeck::kernels::adam::{self, Adam};
 use limbeck::kernels::gather::{self, Source};
-use limbeck::kernels::head::{self, FORMS, Head, Teacher};
+use limbeck::kernels::head::{self, Head, Soft, Teacher};
 use limbeck::kernels::matmul::{Activation, Choice, Epilogue, Form, record_with};
 use limbeck::kernels::step::{self, Step};
 use limbeck::kernels::{metrics, sgd};
@@ -121,7 +121,15 @@ fn a_mask_hands_on_what_is_not_finite() {
 }
 
 /// Runs the head on 5 rows with `bad` at row 2 of `z` or of `v`, and says which rows were flagged.
-fn flagged(gpu: &Gpu, form: head::Form, k: usize, soft: bool, in_z: bool, bad: f32, label: u32) -> Vec<bool> {
+fn flagged(
+    gpu: &Gpu,
+    form: head::Form,
+    k: usize,
+    soft: Option<Soft>,
+    in_z: bool,
+    bad: f32,
+    label: u32,
+) -> Vec<bool> {
     let (batch, column) = (5, k - 1);
     let (mut z, mut v) = (ones(batch * k), ones(batch * k));
     if in_z {
@@ -136,10 +144,24 @@ fn flagged(gpu: &Gpu, form: head::Form, k: usize, soft: bool, in_z: bool, bad: f
     let stats = Tensor::zeros(gpu, "stats", [1, SLOTS as usize * batch, metrics::WIDTH]).expect("memory");
     let sums = Tensor::zeros(gpu, "metrics", [1, SLOTS as usize, metrics::WIDTH]).expect("memory");
     let ring = step::ring(gpu, 1).expect("memory");
-    let now =
-        Step { rows: batch as u32, temperature: 2.0, hard_weight: 0.5, soft_weight: 0.5, ..Step::default() };
+    let own = soft.unwrap_or(Soft::FORWARD_KL);
+    let [loss_a, loss_b, loss_c, loss_d] = own.scalars(k);
+    let now = Step {
+        rows: batch as u32,
+        temperature: 2.0,
+        hard_weight: 0.5,
+        soft_weight: 0.5,
+        loss_a,
+        loss_b,
+        loss_c,
+        loss_d,
+        ..Step::default()
+    };
     step::write(gpu, &ring, &[now]).expect("scalars");
-    let teacher = if soft { Teacher::Live(v) } else { Teacher::None };
+    let teacher = match soft {
+        Some(soft) if soft.loss.needs_teacher() => Teacher::Live(v),
+        _ => Teacher::None,
+    };
     run(gpu, |plan| {
         let io = Head {
             steps: &ring,
@@ -147,6 +169,7 @@ fn flagged(gpu: &Gpu, form: head::Form, k: usize, soft: bool, in_z: bool, bad: f
             labels: &labels,
             z: &z,
             teacher: &teacher,
+            soft: own,
             d_z: &d_z,
             stats: &stats,
         };
@@ -164,18 +187,23 @@ fn flagged(gpu: &Gpu, form: head::Form, k: usize, soft: bool, in_z: bool, bad: f
 #[test]
 fn the_head_flags_every_row_with_a_logit_that_is_not_finite() {
     for gpu in &devices() {
-        let shapes = FORMS.into_iter().flat_map(|f| [(f, 3), (f, 10), (f, 64)]);
-        for (form, k) in shapes.filter(|(f, k)| f.takes(*k)) {
-            for soft in [false, true] {
-                for bad in BAD {
-                    for in_z in [true, false].into_iter().filter(|in_z| soft || *in_z) {
-                        for label in [0, k as u32 - 1, head::UNLABELLED] {
-                            let rows = flagged(gpu, form, k, soft, in_z, bad, label);
-                            let what = format!(
-                                "{form:?}, {k} classes, soft {soft}, in z {in_z}, {bad}, label {label}"
-                            );
-                            assert_eq!(rows, [false, false, true, false, false], "{what}");
+        let terms = std::iter::once(None).chain(Soft::kinds().into_iter().map(Some));
+        let forms = terms.flat_map(|soft| head::Form::all(soft).into_iter().map(move |form| (soft, form)));
+        let shapes = forms.flat_map(|f| [3, 10, 64].map(|k| (f, k)));
+        for ((soft, form), k) in shapes.filter(|((_, f), k)| f.takes(*k)) {
+            let teacher = soft.is_some_and(|s| s.loss.needs_teacher());
+            // A row without a label has no such term: what its teacher says does not matter.
+            let of_labels = soft.is_some_and(|s| s.loss.needs_labels());
+            for bad in BAD {
+                for in_z in [true, false].into_iter().filter(|in_z| teacher || *in_z) {
+                    for label in [0, k as u32 - 1, head::UNLABELLED] {
+                        if of_labels && !in_z && label == head::UNLABELLED {
+                            continue;
                         }
+                        let rows = flagged(gpu, form, k, soft, in_z, bad, label);
+                        let what =
+                            format!("{form:?}, {k} classes, {soft:?}, in z {in_z}, {bad}, label {label}");
+                        assert_eq!(rows, [false, false, true, false, false], "{what}");
                     }
                 }
             }

@@ -14,6 +14,7 @@ use limbeck::kernels::matmul::Activation;
 use limbeck::mlp::Mlp;
 use limbeck::mlp::weights::{Layer, Model, ReadOptions, Weights};
 use limbeck::reference::losses::{RowLoss, SoftLoss, cross_entropy};
+use limbeck::train::schedule::Schedules;
 use limbeck::train::{Length, Recipe, Replica, Rows, Run};
 use safetensors::SafeTensors;
 use serde::Deserialize;
@@ -141,6 +142,7 @@ fn run(
         hard_weight: case.hard_weight,
         soft_weight: case.soft_weight,
         smoothing: case.smoothing,
+        ..Loss::HARD
     };
     let steps = fixture.tensors["losses"].0[0] as u64;
     let recipe = Recipe {
@@ -151,7 +153,9 @@ fn run(
         log_every: 1,
     };
     let walked = vec![fixture.tensors["order"].1.iter().map(|v| *v as u32).collect()];
-    let replica = Replica { seed: 0, lr: case.optimizer.lr, loss, student: fixture.weights("first") };
+    let student = fixture.weights("first");
+    let lr = case.optimizer.lr;
+    let replica = Replica { seed: 0, lr, loss, schedules: Schedules::default(), student };
     let rows = Rows { walked, ..Rows::default() };
     let mut run = Run::new(gpu, data, rows, teacher, recipe, vec![replica]).expect("a run");
     let mut losses = Vec::new();

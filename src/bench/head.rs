@@ -4,7 +4,7 @@ use crate::bench::{Record, hold, peak::Peak, time, values};
 use crate::error::Result;
 use crate::gpu::plan::SLOTS;
 use crate::gpu::{Gpu, Plan, Tensor};
-use crate::kernels::head::{self, FORMS, Form, Head, Teacher};
+use crate::kernels::head::{self, Form, Head, Soft, Teacher};
 use crate::kernels::{metrics, step};
 use crate::reference::{self, Matrix, SoftLoss};
 
@@ -30,8 +30,8 @@ pub fn run(gpu: &Gpu, peak: &Peak, names: &[String], variants: &[String]) -> Res
             continue;
         }
         let bench = Logits::new(gpu, batch, k)?;
-        let chosen = Form::of(gpu, k);
-        for form in FORMS.into_iter().filter(|f| f.takes(k)) {
+        let chosen = Form::of(gpu, k, SOFT);
+        for form in Form::all(SOFT).into_iter().filter(|f| f.takes(k)) {
             let named = variants.contains(&form.text());
             if !named && (form != chosen || !variants.is_empty()) {
                 continue;
@@ -60,6 +60,7 @@ struct Logits {
 }
 
 const TEMPERATURE: f32 = 4.0;
+const SOFT: Option<Soft> = Some(Soft::FORWARD_KL);
 
 impl Logits {
     fn new(gpu: &Gpu, batch: usize, k: usize) -> Result<Self> {
@@ -98,6 +99,7 @@ impl Logits {
             labels: &self.label_tensor,
             z: &self.z,
             teacher: &self.teacher,
+            soft: Soft::FORWARD_KL,
             d_z: &self.d_z,
             stats: &self.stats,
         };

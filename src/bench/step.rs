@@ -48,7 +48,7 @@ pub const PAIRS: &[Pair] = &[
 
 /// Rows of the data set that the steps walk.
 const ROWS: usize = 4096;
-const LOSS: Loss = Loss { temperature: 4.0, hard_weight: 0.1, soft_weight: 0.9, smoothing: 0.0 };
+const LOSS: Loss = Loss { temperature: 4.0, hard_weight: 0.1, soft_weight: 0.9, ..Loss::HARD };
 const ADAM: Adam = Adam { beta_1: 0.9, beta_2: 0.999, epsilon: 1e-8, weight_decay: 0.0, decoupled: false };
 
 /// Floating-point operations of the matrix products in a layer chain: forward, weight gradient
@@ -88,7 +88,8 @@ impl<'a> Bench<'a> {
         let teacher = Teacher::Live(Mlp::upload(gpu, "teacher", &[network(pair.teacher, 99)?])?);
         let students =
             (0..pair.replicas as u64).map(|seed| network(pair.student, seed)).collect::<Result<Vec<_>>>()?;
-        let step = Step::record(gpu, &feed, &teacher, &students, Optimizer::Adam(ADAM), pair.batch)?;
+        let step =
+            Step::record(gpu, &feed, &teacher, LOSS.soft, &students, Optimizer::Adam(ADAM), pair.batch)?;
         Ok(Self { gpu, pair, step, done: 0, _feed: feed })
     }
 

@@ -15,6 +15,7 @@ use crate::kernels::adam::Adam;
 use crate::kernels::matmul::Activation;
 use crate::mlp::weights::{Initializer, Model, SaveOptions, StoredType, Weights, check_sizes};
 use crate::train::run_dir::{self, Begin};
+use crate::train::schedule::{Schedule, Schedules};
 use crate::train::{Length, Recipe};
 use crate::verify::doctor::screen;
 
@@ -94,8 +95,8 @@ impl From<ActivationName> for Activation {
     }
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum OptimizerName {
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OptimizerName {
     /// Stochastic gradient descent with momentum.
     Sgd,
     /// Adam; weight decay acts through the gradient.
@@ -160,15 +161,22 @@ pub struct TrainingArgs {
     /// Rows per step.
     #[arg(long, default_value_t = 128)]
     pub batch_size: usize,
-    /// Optimiser.
-    #[arg(long, value_enum, default_value = "adam")]
-    optimizer: OptimizerName,
+    /// Optimiser [default: adam, or that of --preset].
+    #[arg(long, value_enum)]
+    optimizer: Option<OptimizerName>,
     /// Learning rate.
     #[arg(long, default_value_t = 1e-3)]
     pub lr: f64,
+    /// How the learning rate changes: [warmup:STEPS,] and constant, linear[:END[:STEPS]],
+    /// cosine[:END[:STEPS]], exponential:END[:STEPS] or step:FACTOR:STEPS.
+    #[arg(long, value_name = "SCHEDULE")]
+    lr_schedule: Option<Schedule>,
     /// Momentum of sgd.
     #[arg(long, default_value_t = 0.9)]
     momentum: f64,
+    /// How sgd's momentum changes; as --lr-schedule.
+    #[arg(long, value_name = "SCHEDULE")]
+    momentum_schedule: Option<Schedule>,
     /// Nesterov's form of sgd's momentum.
     #[arg(long)]
     nesterov: bool,
@@ -196,7 +204,20 @@ pub struct TrainingArgs {
 }
 
 impl TrainingArgs {
+    pub fn schedules(&self) -> Schedules {
+        Schedules {
+            lr: self.lr_schedule.unwrap_or_default(),
+            momentum: self.momentum_schedule.unwrap_or_default(),
+            ..Schedules::default()
+        }
+    }
+
     pub fn recipe(&self, log_every: u64) -> Result<Recipe> {
+        self.recipe_with(OptimizerName::Adam, log_every)
+    }
+
+    /// The same where another optimiser is usual.
+    pub fn recipe_with(&self, usual: OptimizerName, log_every: u64) -> Result<Recipe> {
         let share = |name: &str, v: f64| match (0.0..1.0).contains(&v) {
             true => Ok(v),
             false => Err(Error::usage(name, "at least 0 and below 1", v.to_string())),
@@ -220,7 +241,7 @@ impl TrainingArgs {
                 decoupled,
             })
         };
-        let optimizer = match self.optimizer {
+        let optimizer = match self.optimizer.unwrap_or(usual) {
             OptimizerName::Sgd => Optimizer::Sgd {
                 momentum: share("--momentum", self.momentum)?,
                 nesterov: self.nesterov,

@@ -17,6 +17,7 @@ use crate::reference::Matrix;
 use crate::report::progress::Progress;
 use crate::report::stats::Estimate;
 use crate::report::table;
+use crate::train::schedule::Schedules;
 use crate::train::{Length, Recipe, Replica, Rows, Run};
 
 /// Trains a teacher on all labels of the embedded optdigits set, then the same small student three
@@ -45,7 +46,7 @@ const BATCH: usize = 64;
 const TEACHER_STEPS: u64 = 900;
 const STUDENT_STEPS: u64 = 2400;
 const LEARNING_RATE: f64 = 2e-3;
-const DISTILLATION: Loss = Loss { temperature: 4.0, hard_weight: 1.0, soft_weight: 1.0, smoothing: 0.0 };
+const DISTILLATION: Loss = Loss { temperature: 4.0, hard_weight: 1.0, soft_weight: 1.0, ..Loss::HARD };
 const ADAM: Adam = Adam { beta_1: 0.9, beta_2: 0.999, epsilon: 1e-8, weight_decay: 0.0, decoupled: false };
 
 /// One line of the result.
@@ -174,6 +175,7 @@ impl<'a> Stage<'a> {
             seed: seed as u64,
             lr: LEARNING_RATE,
             loss,
+            schedules: Schedules::default(),
             student: start.clone(),
         });
         let mut run = Run::new(self.gpu, self.train, rows, teacher, recipe, replicas.collect())?;

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use crate::cli::common::{DeviceArgs, NetworkArgs, OutputArgs, TrainingArgs};
+use crate::cli::common::{DeviceArgs, NetworkArgs, OptimizerName, OutputArgs, TrainingArgs};
 use crate::cli::data::{DataArgs, TrainRowsArgs, TransferArgs};
 use crate::cli::job::{Job, Outcome, run_on};
 use crate::cli::keep::KeepArgs;
+use crate::cli::loss::{LossArgs, warn_of_labels};
 use crate::cli::options::Resolved;
 use crate::cli::seeds::Seeds;
 use crate::cli::teachers::{ForeignArgs, TeacherArgs};
@@ -16,13 +17,15 @@ use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::mlp::weights::Model;
 use crate::train::run_dir::Record;
+use crate::train::schedule::Schedules;
 use crate::train::{Recipe, Replica};
 
 /// Trains a student on a teacher's soft targets and writes a run's folder with student.safetensors,
 /// the student alone, in it.
 ///
 /// The loss is hard_weight * CE(labels) + soft_weight * T^2 * KL(teacher || student), both logits
-/// divided by T in the second term, both terms means over the batch.
+/// divided by T in the second term, both terms means over the batch; --loss takes other soft terms,
+/// --preset other projects' conventions.
 ///
 /// Example: limbeck distill --data mnist --teacher teacher/model.safetensors
 /// --layers 784,800,800,10 --temperature 20 --alpha 0.1 --out student
@@ -38,33 +41,8 @@ pub struct Args {
     teacher: TeacherArgs,
     #[command(flatten)]
     foreign: ForeignArgs,
-    /// Both logits are divided by T in the soft term.
-    #[arg(long, default_value_t = 4.0, value_name = "T", help_heading = "Distillation")]
-    temperature: f64,
-    /// Keras's alpha: hard_weight = ALPHA and soft_weight = 1 - ALPHA [default: 0.1].
-    #[arg(long, conflicts_with_all = ["hard_weight", "soft_weight"], help_heading = "Distillation")]
-    alpha: Option<f64>,
-    /// Weight of the cross-entropy with the labels.
-    #[arg(
-        long,
-        requires = "soft_weight",
-        help_heading = "Distillation",
-        value_name = "WEIGHT",
-        allow_negative_numbers = true
-    )]
-    hard_weight: Option<f64>,
-    /// Weight of T^2 times the divergence from the teacher.
-    #[arg(
-        long,
-        requires = "hard_weight",
-        help_heading = "Distillation",
-        value_name = "WEIGHT",
-        allow_negative_numbers = true
-    )]
-    soft_weight: Option<f64>,
-    /// Share of the hard target spread evenly over the classes.
-    #[arg(long, default_value_t = 0.0, value_name = "SHARE", help_heading = "Distillation")]
-    label_smoothing: f64,
+    #[command(flatten)]
+    loss: LossArgs,
     /// Train so many students side by side, from --seed upwards, and as many from scratch on the labels
     /// alone: mean, 95 % interval and paired t-test of the test errors. Writes DIR/seed-{S},
     /// DIR/scratch-{S} and DIR/seeds.json.
@@ -91,26 +69,22 @@ impl Args {
 
     /// Refuses values that make no sense, before any file is read.
     pub fn check(&self) -> Result<()> {
-        self.training.recipe(self.output.log_every)?;
+        self.recipe()?;
         self.keep.settings()?;
-        self.loss().map(|_| ())
+        self.teacher.check(&self.loss(true)?)
     }
 
-    fn loss(&self) -> Result<Loss> {
-        let (hard_weight, soft_weight) = match (self.hard_weight, self.soft_weight, self.alpha) {
-            (Some(hard), Some(soft), _) => (hard, soft),
-            (_, _, alpha) => {
-                let alpha = alpha.unwrap_or(0.1);
-                if !(0.0..=1.0).contains(&alpha) {
-                    return Err(Error::usage("--alpha", "a number from 0 to 1", alpha.to_string()));
-                }
-                (alpha, 1.0 - alpha)
-            }
-        };
-        let loss =
-            Loss { temperature: self.temperature, hard_weight, soft_weight, smoothing: self.label_smoothing };
-        loss.check()?;
-        Ok(loss)
+    fn classes(&self) -> usize {
+        self.network.layers.last().copied().unwrap_or(0)
+    }
+
+    fn recipe(&self) -> Result<Recipe> {
+        let usual = self.loss.optimizer().unwrap_or(OptimizerName::Adam);
+        self.training.recipe_with(usual, self.output.log_every)
+    }
+
+    fn loss(&self, quiet: bool) -> Result<Loss> {
+        self.loss.loss(self.classes(), quiet)
     }
 }
 
@@ -118,6 +92,7 @@ impl Args {
 struct Prepared {
     recipe: Recipe,
     loss: Loss,
+    schedules: Schedules,
     split: Split,
     /// The validation rows, if any, were held back from the training rows.
     held_out: bool,
@@ -129,11 +104,12 @@ struct Prepared {
 
 fn prepare(args: &Args) -> Result<Prepared> {
     args.check()?;
-    let recipe = args.training.recipe(args.output.log_every)?;
-    let loss = args.loss()?;
+    let recipe = args.recipe()?;
+    let loss = args.loss(args.json())?;
+    let schedules = args.loss.schedules(args.training.schedules());
+    let classes = args.classes();
     let seed = args.training.seed;
-    let split = args.data.load(loss.hard_weight > 0.0)?;
-    let classes = args.network.layers.last().copied().unwrap_or(0);
+    let split = args.data.load(loss.uses_labels())?;
     let models = args.teacher.models(&args.foreign, &split.train, classes)?;
     let (loaded, transfer) = (split.train.rows(), args.transfer.load(&args.data)?);
     // Logits on disk are of the rows as loaded, before any is held back or left out: the training rows and
@@ -149,13 +125,23 @@ fn prepare(args: &Args) -> Result<Prepared> {
         };
         cached = args.teacher.logits(&wanted, recipe.batch)?;
         cached_test = args.teacher.logits_of_test(split.test.as_ref(), &wanted)?;
+        let cut = |l: &Logits| l.manifest.as_ref().is_some_and(|m| m.top_k.is_some());
+        if !schedules.temperature.is_constant() && cached.iter().any(cut) {
+            return Err(Error::usage(
+                "--temperature-schedule",
+                "logits of every class",
+                "the top-k of some T",
+            ));
+        }
     }
     let held_out = split.validation.is_none();
     let split = args.rows.hide_labels(args.training.split(split)?, seed)?;
     let mut split = args.transfer.apply(split, transfer, loaded)?;
+    warn_of_labels(&loss, &split.train);
     let start = args.network.start(&args.foreign, &split.train, seed)?;
     args.rows.normalise(&args.data, &mut split, start.normalisation.as_ref())?;
-    Ok(Prepared { recipe, loss, split, held_out, models, cached: Arc::new([cached, cached_test]), start })
+    let cached = Arc::new([cached, cached_test]);
+    Ok(Prepared { recipe, loss, schedules, split, held_out, models, cached, start })
 }
 
 /// Trains and prints the result.
@@ -170,7 +156,7 @@ pub fn run_and_print(args: &Args, resolved: &Resolved) -> Result<()> {
 pub fn run(args: &Args, resolved: &Resolved, expected: Option<&Record>) -> Result<Outcome> {
     const FILE: &str = "student.safetensors";
     args.output.check(FILE)?;
-    let Prepared { recipe, loss, split, held_out, models, cached, start } = prepare(args)?;
+    let Prepared { recipe, loss, schedules, split, held_out, models, cached, start } = prepare(args)?;
     let attempt = |gpu: &Gpu, again: bool| {
         let teachers = args.teacher.ready(gpu, &models, cached.clone(), loss.temperature)?;
         let student = start.weights.clone();
@@ -178,11 +164,11 @@ pub fn run(args: &Args, resolved: &Resolved, expected: Option<&Record>) -> Resul
             gpu,
             split: &split,
             teacher: teachers.source(gpu, &split.train, args.rows.device_memory)?,
-            teachers: Some(&teachers),
+            teachers: Some(&teachers).filter(|t| !t.is_empty()),
             held_out,
             device_memory: args.rows.device_memory,
             recipe: recipe.clone(),
-            replica: Replica { seed: args.training.seed, lr: args.training.lr, loss, student },
+            replica: Replica { seed: args.training.seed, lr: args.training.lr, loss, schedules, student },
             keep: &args.keep,
             output: &args.output,
             resolved,
@@ -199,7 +185,7 @@ pub fn run(args: &Args, resolved: &Resolved, expected: Option<&Record>) -> Resul
 
 fn run_seeds(args: &Args, count: u64) -> Result<()> {
     args.output.check("seeds.json")?;
-    let Prepared { recipe, loss, split, models, cached, .. } = prepare(args)?;
+    let Prepared { recipe, loss, schedules, split, models, cached, .. } = prepare(args)?;
     let gpu = args.device.open(args.json())?;
     let teachers = args.teacher.ready(&gpu, &models, cached, loss.temperature)?;
     let first = args.training.seed;
@@ -213,6 +199,7 @@ fn run_seeds(args: &Args, count: u64) -> Result<()> {
         device_memory: args.rows.device_memory,
         loss,
         lr: args.training.lr,
+        schedules,
         starts: (first..first + count).map(start).collect::<Result<_>>()?,
         output: &args.output,
     }

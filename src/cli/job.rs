@@ -106,6 +106,8 @@ pub struct Outcome {
     pub model: PathBuf,
     parameters: usize,
     pub weights_sha256: String,
+    /// The options that ask for its loss, by their canonical names.
+    loss: String,
     /// Steps done.
     steps: u64,
     /// Why no more.
@@ -223,6 +225,7 @@ impl Job<'_> {
             model,
             parameters: weights.parameters(),
             weights_sha256: weights.sha256(),
+            loss: self.replica.loss.to_string(),
             steps: run.done,
             ending,
             best_step,
@@ -260,16 +263,19 @@ impl Watcher for Watch<'_, '_> {
             self.progress.at(row.step, row.steps, row.left, &message(row));
         }
         let taught = self.job.teachers.is_some();
+        let soft = self.job.replica.loss.soft_weight > 0.0;
         Line {
             split: "train",
             step: row.step,
             epoch: row.epoch,
             loss: Some(row.loss),
             hard_loss: Some(row.hard_loss),
-            soft_loss: taught.then_some(row.soft_loss),
+            soft_loss: soft.then_some(row.soft_loss),
             accuracy: Some(row.accuracy),
             agreement: taught.then_some(row.agreement),
+            gradient_ratio: row.gradient_ratio.filter(|_| soft),
             lr: Some(row.lr),
+            temperature: soft.then_some(row.temperature),
         }
     }
 

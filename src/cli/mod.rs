@@ -14,6 +14,7 @@ mod export;
 mod job;
 mod keep;
 mod logits;
+mod loss;
 mod options;
 mod predict;
 mod replay;
@@ -54,9 +55,9 @@ enum Command {
     /// Check every kernel on every adapter of this machine against a reference.
     Doctor(doctor::Args),
     /// Train a network on labels: the teacher, or a student for comparison.
-    Train(train::Args),
+    Train(Box<train::Args>),
     /// Train a student on a teacher's soft targets and, if wanted, the labels.
-    Distill(distill::Args),
+    Distill(Box<distill::Args>),
     /// Run a finished run again from its folder and compare the weights.
     Replay(replay::Args),
     /// Measure a network on a data set: errors, calibration, classes; beside a teacher or a baseline.

@@ -21,6 +21,7 @@ use crate::report::progress::Progress;
 use crate::report::quality::{Comparison, Quality};
 use crate::report::stats::{Estimate, Paired};
 use crate::report::table::render;
+use crate::train::schedule::{Schedule, Schedules};
 use crate::train::{Length, Recipe, Replica, Rows, Run};
 
 /// Rows per batch in evaluation.
@@ -36,6 +37,7 @@ pub struct Seeds<'a> {
     pub device_memory: Option<u64>,
     pub loss: Loss,
     pub lr: f64,
+    pub schedules: Schedules,
     /// Each seed with the student that it starts from.
     pub starts: Vec<(u64, Weights)>,
     pub output: &'a OutputArgs,
@@ -118,15 +120,17 @@ impl Seeds<'_> {
 
         let all = Rows { device_memory: self.device_memory, ..Rows::default() };
         let (students, steps) =
-            self.train("distilling", all, &self.teacher, self.loss, self.recipe.length)?;
+            self.train("distilling", all, &self.teacher, (self.loss, self.schedules), self.recipe.length)?;
         self.save(&students, folder, "seed", "student.safetensors")?;
         let scratch = if known.is_empty() {
             None
         } else {
             let rows = Rows { walked: vec![known], device_memory: self.device_memory, ..Rows::default() };
             let loss = Loss { smoothing: self.loss.smoothing, ..Loss::HARD };
+            // The soft term's own and its balance with the labels have no meaning here.
+            let schedules = Schedules { hard_weight: Schedule::default(), ..self.schedules };
             let (scratch, _) =
-                self.train("from scratch", rows, &Teacher::None, loss, Length::Steps(steps))?;
+                self.train("from scratch", rows, &Teacher::None, (loss, schedules), Length::Steps(steps))?;
             self.save(&scratch, folder, "scratch", "model.safetensors")?;
             Some(scratch)
         };
@@ -170,13 +174,14 @@ impl Seeds<'_> {
         title: &str,
         rows: Rows,
         teacher: &Teacher,
-        loss: Loss,
+        (loss, schedules): (Loss, Schedules),
         length: Length,
     ) -> Result<(Mlp, u64)> {
         let replica = |(seed, start): &(u64, Weights)| Replica {
             seed: *seed,
             lr: self.lr,
             loss,
+            schedules,
             student: start.clone(),
         };
         let replicas = self.starts.iter().map(replica).collect();

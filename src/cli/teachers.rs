@@ -10,6 +10,7 @@ use crate::cli::common::ActivationName;
 use crate::cli::job::logits_as;
 use crate::data::{Dataset, Normalisation};
 use crate::distill::logits::{Logits, Wanted};
+use crate::distill::loss::Loss;
 use crate::distill::teacher::{Member, Teacher};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
@@ -66,7 +67,7 @@ enum RuleName {
 #[command(next_help_heading = "Distillation")]
 pub struct TeacherArgs {
     /// The teacher's weights, a safetensors file; several make an ensemble. They are never changed.
-    #[arg(long, value_name = "FILE", required_unless_present = "teacher_logits")]
+    #[arg(long, value_name = "FILE")]
     teacher: Vec<PathBuf>,
     /// Logits for every training row instead of a network: a folder that `limbeck logits` wrote, or any
     /// .npy or .safetensors matrix [rows, classes]; several make an ensemble.
@@ -141,6 +142,22 @@ pub fn load_teacher(foreign: &ForeignArgs, path: &Path, data: &Dataset, classes:
 }
 
 impl TeacherArgs {
+    /// Makes sure that there is a teacher where the loss needs one, and none where it does not.
+    pub fn check(&self, loss: &Loss) -> Result<()> {
+        let given = !self.teacher.is_empty() || !self.teacher_logits.is_empty();
+        match (given, loss.soft.loss.needs_teacher()) {
+            (true, true) | (false, false) => Ok(()),
+            (false, true) => {
+                Err(Error::usage("--teacher", "a teacher's weights, or --teacher-logits", "neither")
+                    .with_hint("`limbeck train` makes a teacher; --loss virtual-teacher needs none"))
+            }
+            (true, false) => {
+                Err(Error::usage("--teacher", "none: virtual-teacher makes its own of the labels", "one")
+                    .with_hint("`limbeck eval --teacher` compares the result with a teacher"))
+            }
+        }
+    }
+
     /// Whether the data's hash will be needed.
     pub fn uses_logits(&self) -> bool {
         !self.teacher_logits.is_empty()
@@ -225,8 +242,16 @@ impl TeacherArgs {
 }
 
 impl Teachers {
+    /// Whether there is none: the loss does without.
+    pub fn is_empty(&self) -> bool {
+        self.networks.is_empty() && self.cached[0].is_empty()
+    }
+
     /// The teacher of a run over `train`.
     pub fn source(&self, gpu: &Gpu, train: &Dataset, memory: Option<u64>) -> Result<Teacher> {
+        if self.is_empty() {
+            return Ok(Teacher::None);
+        }
         let live = |n: &Network| Ok(Member::Live(n.mlp.clone(), Some(n.normalisation.clone())));
         let cached = |logits: &Logits| Member::cached(gpu, logits.classes, logits.of(train), memory);
         let members = self.networks.iter().map(live).chain(self.cached[0].iter().map(cached));
@@ -241,7 +266,7 @@ impl Teachers {
             OnDisk::Train => self.cached[0].as_slice(),
             OnDisk::Test => self.cached[1].as_slice(),
         };
-        if stored.len() < self.cached[0].len() {
+        if self.is_empty() || stored.len() < self.cached[0].len() {
             return Ok(None);
         }
         let live = self.networks.iter().map(|n| logits_as(gpu, &n.mlp, rows, Some(&n.normalisation)));

@@ -3,9 +3,11 @@
 pub mod feed;
 pub mod infer;
 pub mod logits;
+pub mod loss;
 pub mod step;
 pub mod teacher;
 
 pub use feed::Feed;
-pub use step::{Loss, Optimizer, Step};
+pub use loss::Loss;
+pub use step::{Optimizer, Step};
 pub use teacher::{Member, Teacher};

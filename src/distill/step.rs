@@ -4,56 +4,16 @@
 use std::ops::Range;
 
 use crate::distill::feed::Feed;
+pub use crate::distill::loss::Loss;
 pub use crate::distill::teacher::Teacher;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::gpu::plan::SLOTS;
 use crate::gpu::readback::Flights;
 use crate::gpu::{Gpu, Plan, Program, Tensor};
-use crate::kernels::head::{self, Head};
+use crate::kernels::head::{self, Head, Soft};
 use crate::kernels::{adam, metrics, sgd, step};
 use crate::mlp::Mlp;
 use crate::mlp::weights::Weights;
-
-/// The weights of the loss `hard_weight CE + soft_weight T^2 KL`, both means over the batch.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Loss {
-    /// T: both logits are divided by it in the soft term.
-    pub temperature: f64,
-    /// Of the cross-entropy with the labels.
-    pub hard_weight: f64,
-    /// Of the divergence from the teacher.
-    pub soft_weight: f64,
-    /// Label smoothing of the hard term.
-    pub smoothing: f64,
-}
-
-impl Loss {
-    /// The hard loss alone: how a teacher is trained.
-    pub const HARD: Self = Self { temperature: 1.0, hard_weight: 1.0, soft_weight: 0.0, smoothing: 0.0 };
-
-    /// # Errors
-    /// [`Error::Usage`] for a temperature that is not positive, weights that are negative or both
-    /// zero, smoothing outside [0, 1).
-    pub fn check(&self) -> Result<()> {
-        let Self { temperature, hard_weight, soft_weight, smoothing } = *self;
-        if !(temperature > 0.0 && temperature.is_finite()) {
-            return Err(Error::usage("temperature", "a number above 0", temperature.to_string())
-                .with_hint("1 leaves the logits as they are; 2 to 20 is usual"));
-        }
-        for (name, w) in [("hard_weight", hard_weight), ("soft_weight", soft_weight)] {
-            if !(w >= 0.0 && w.is_finite()) {
-                return Err(Error::usage(name, "a number of at least 0", w.to_string()));
-            }
-        }
-        if hard_weight + soft_weight <= 0.0 {
-            return Err(Error::usage("hard_weight and soft_weight", "at least one above 0", "both 0"));
-        }
-        if !(0.0..1.0).contains(&smoothing) {
-            return Err(Error::usage("label smoothing", "at least 0 and below 1", smoothing.to_string()));
-        }
-        Ok(())
-    }
-}
 
 /// How the gradient changes the weights.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -112,7 +72,7 @@ pub struct Tally {
     pub labelled: f32,
     /// Mean cross-entropy over the batch; rows without a label count as 0.
     pub hard_loss: f32,
-    /// Mean T^2 KL over the batch.
+    /// Mean soft loss over the batch.
     pub soft_loss: f32,
     /// Share of the labelled rows that are right.
     pub accuracy: f32,
@@ -142,7 +102,7 @@ pub struct Step {
 }
 
 impl Step {
-    /// Records the step for the given students.
+    /// Records the step for the given students, whose losses are of one kind.
     ///
     /// # Errors
     /// [`Error::Usage`] where layers, classes and data do not fit; [`Error::Device`] for memory
@@ -151,6 +111,7 @@ impl Step {
         gpu: &Gpu,
         feed: &Feed<'_>,
         teacher: &Teacher,
+        soft: Soft,
         students: &[Weights],
         optimizer: Optimizer,
         batch: usize,
@@ -173,10 +134,11 @@ impl Step {
             labels: &feed.labels,
             z,
             teacher: &teacher,
+            soft,
             d_z: &d_z,
             stats: &stats,
         };
-        head::record(&mut plan, "head", &io, head::Form::of(gpu, k))?;
+        head::record(&mut plan, "head", &io, head::Form::of(gpu, k, io.term()))?;
         student.record_backward(&mut plan, &x, &forward, &d_z, &gradient)?;
         let moments = (0..optimizer.moments())
             .map(|i| Tensor::zeros(gpu, &format!("moment_{}", i + 1), student.whole.shape))
@@ -222,6 +184,8 @@ impl Step {
     /// The scalars of step `t` (from 1) over `rows` rows from `row_start` of the epoch's order.
     pub fn scalars(&self, t: u64, row_start: usize, rows: usize, lr: f64, loss: &Loss) -> step::Step {
         let [momentum, correction_1, correction_2] = self.optimizer.scalars(t);
+        let classes = self.student.sizes.last().copied().unwrap_or(0);
+        let [loss_a, loss_b, loss_c, loss_d] = loss.soft.scalars(classes);
         step::Step {
             step: t as u32,
             row_start: row_start as u32,
@@ -234,6 +198,10 @@ impl Step {
             hard_weight: loss.hard_weight as f32,
             soft_weight: loss.soft_weight as f32,
             smoothing: loss.smoothing as f32,
+            loss_a,
+            loss_b,
+            loss_c,
+            loss_d,
             ..step::Step::default()
         }
     }

@@ -58,7 +58,6 @@ impl Head {
         if let Some(v) = v {
             assert_eq!((v.rows, v.cols), (batch, classes), "teacher logits");
         }
-        let needs_no_teacher = matches!(self.soft_loss, SoftLoss::VirtualTeacher { .. });
         let share = Rounded::parameter(1.0 / batch as f64);
         let hard_weight = Rounded::parameter(self.hard_weight);
         let soft_weight = Rounded::parameter(self.soft_weight);
@@ -82,8 +81,10 @@ impl Head {
                 agrees[b] = argmax(z) == argmax(v);
             }
             // A virtual teacher is made from the label; the row given for it is not read.
-            let teacher = if needs_no_teacher { labels[b].map(|_| z) } else { v };
-            if let Some(v) = teacher {
+            let teacher = if self.soft_loss.needs_teacher() { v } else { Some(z) };
+            // A row without a label has no soft term where that is made of it.
+            let has_term = !self.soft_loss.needs_labels() || labels[b].is_some();
+            if let Some(v) = teacher.filter(|_| has_term) {
                 let temperature = self.temperature;
                 let soft = self.soft_loss.evaluate(z, v, labels[b], temperature, self.standardise);
                 soft_loss[b] = soft.loss;
@@ -177,5 +178,16 @@ mod tests {
         let output = head.evaluate(&z, None, &[Some(0), None]);
         assert!(output.soft_loss.value.data[0] > 0.0);
         assert_close(output.soft_loss.value.data[1], 0.0, 0.0);
+    }
+
+    #[test]
+    fn dkd_leaves_rows_without_a_label_alone() {
+        let head = Head { soft_loss: SoftLoss::Dkd { alpha: 1.0, beta: 8.0 }, ..HEAD };
+        let z = Matrix::new(2, 3, vec![1.0, 2.0, 3.0, 0.0, 0.0, 1.0]);
+        let v = Matrix::new(2, 3, vec![3.0, 2.0, 1.0, 0.0, 2.0, 1.0]);
+        let output = head.evaluate(&z, Some(&v), &[Some(0), None]);
+        assert!(output.soft_loss.value.data[0] > 0.0);
+        assert_close(output.soft_loss.value.data[1], 0.0, 0.0);
+        assert!(output.d_z.value.data[3..].iter().all(|d| d.abs() < 1e-300));
     }
 }

@@ -43,6 +43,11 @@ pub enum SoftLoss {
     Mse,
     /// One binary KL per class (multi-label).
     Sigmoid,
+    /// Forward KL with p and q raised to at least `clip`, as Keras's KLDivergence does it.
+    ClippedKl {
+        /// Keras's is 1e-7.
+        clip: f64,
+    },
     /// Teacher-free KD (Tf-KD_reg, Yuan et al. 2020): forward KL to a teacher made from the label.
     VirtualTeacher {
         /// The probability that it gives the correct class at T = 1, in (0, 1).
@@ -51,6 +56,36 @@ pub enum SoftLoss {
 }
 
 impl SoftLoss {
+    /// What it is called on the command line and in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::ForwardKl => "forward-kl",
+            Self::ReverseKl => "reverse-kl",
+            Self::Symmetric => "symmetric-kl",
+            Self::Jsd { .. } => "jsd",
+            Self::Dkd { .. } => "dkd",
+            Self::Mse => "mse",
+            Self::Sigmoid => "sigmoid",
+            Self::ClippedKl { .. } => "clipped-kl",
+            Self::VirtualTeacher { .. } => "virtual-teacher",
+        }
+    }
+
+    /// Whether a row without a label has no such loss.
+    pub fn needs_labels(self) -> bool {
+        matches!(self, Self::Dkd { .. } | Self::VirtualTeacher { .. })
+    }
+
+    /// Whether a teacher's logits are compared with; the virtual teacher's come from the label.
+    pub fn needs_teacher(self) -> bool {
+        !matches!(self, Self::VirtualTeacher { .. })
+    }
+
+    /// Whether it compares softmaxes, so that [`standardised`] logits make sense.
+    pub fn is_softmax_based(self) -> bool {
+        !matches!(self, Self::Mse | Self::Sigmoid)
+    }
+
     /// The loss of one row. `standardise` puts both logit rows through [`standardised`] first.
     pub fn evaluate(
         self,
@@ -92,6 +127,7 @@ impl SoftLoss {
             Self::Jsd { beta } => jsd(z, v, t, beta),
             Self::Dkd { alpha, beta } => dkd(z, v, label.expect("DKD needs labels"), t, alpha, beta),
             Self::Mse => mse(z, v),
+            Self::ClippedKl { clip } => clipped_kl(z, v, t, clip),
             Self::Sigmoid => sigmoid(z, v, t),
         }
     }
@@ -120,6 +156,23 @@ pub fn forward_kl(z: &[Rounded], v: &[Rounded], t: Rounded) -> RowLoss {
     let (q, p) = (exp_all(&lq), exp_all(&lp));
     let loss = t * t * kl(&p, &lp, &lq);
     let d_z = (0..z.len()).map(|i| t * (q[i] - p[i])).collect();
+    RowLoss { loss, d_z }
+}
+
+/// With p' = max(p, clip), q' = max(q, clip): L = T^2 sum p' (log p' - log q'). Where q is clipped its
+/// slope is 0, so with w = p' where q >= clip, else 0: d_z = T (q sum w - w).
+pub fn clipped_kl(z: &[Rounded], v: &[Rounded], t: Rounded, clip: f64) -> RowLoss {
+    assert!(clip > 0.0 && clip < 1.0, "a clip in (0, 1), got {clip}");
+    let (least, log_least) = (Rounded::parameter(clip), Rounded::parameter(clip.ln()));
+    let (lq, lp) = (log_softmax(z, t), log_softmax(v, t));
+    let q = exp_all(&lq);
+    let clipped = |log: &[Rounded]| log.iter().map(|l| l.max(log_least)).collect::<Vec<_>>();
+    let raised: Vec<Rounded> = exp_all(&lp).iter().map(|p| p.max(least)).collect();
+    let loss = t * t * kl(&raised, &clipped(&lp), &clipped(&lq));
+    let w = (0..z.len()).map(|i| if lq[i].value >= clip.ln() { raised[i] } else { Rounded::exact(0.0) });
+    let w: Vec<Rounded> = w.collect();
+    let all: Rounded = w.iter().copied().sum();
+    let d_z = (0..z.len()).map(|i| t * (q[i] * all - w[i])).collect();
     RowLoss { loss, d_z }
 }
 
@@ -257,6 +310,10 @@ pub struct Standardised {
 /// gradient is a division by zero. Such a row gives zeros, forward and backward.
 pub const CONSTANT_ROW: f64 = 8.0 * super::rounding::U;
 
+/// So is a row whose deviation is below this: its square is at the end of f32's range, where a device
+/// may flush it to zero.
+pub const LEAST_DEVIATION: f64 = 1e-18;
+
 const EPSILON: f64 = 1e-7;
 
 /// See [`Standardised`].
@@ -266,8 +323,8 @@ pub fn standardised(z: &[Rounded]) -> Standardised {
     let mean = z.iter().copied().sum::<Rounded>() / Rounded::exact(k as f64);
     let centred: Vec<Rounded> = z.iter().map(|z| *z - mean).collect();
     let deviation = (dot(&centred, &centred) / Rounded::exact((k - 1) as f64)).sqrt();
-    let largest = z.iter().fold(0.0_f64, |m, z| m.max(z.value.abs()));
-    let constant = deviation.value <= CONSTANT_ROW * largest;
+    let largest = z.iter().fold(f64::MIN, |m, z| m.max(z.value)).abs();
+    let constant = deviation.value <= LEAST_DEVIATION.max(CONSTANT_ROW * largest);
     let divisor = deviation + Rounded::parameter(EPSILON);
     let logits = match constant {
         true => vec![Rounded::exact(0.0); k],

@@ -23,14 +23,18 @@ pub struct Line {
     pub loss: Option<f64>,
     /// Mean cross-entropy with the labels.
     pub hard_loss: Option<f64>,
-    /// Mean T^2 KL from the teacher.
+    /// Mean soft loss.
     pub soft_loss: Option<f64>,
     /// Share of labelled rows that are right.
     pub accuracy: Option<f64>,
     /// Share of rows on which student and teacher agree.
     pub agreement: Option<f64>,
-    /// Learning rate.
+    /// Norm of the soft part of the logits' gradient over that of the hard part, both weighted.
+    pub gradient_ratio: Option<f64>,
+    /// Learning rate of the last step.
     pub lr: Option<f64>,
+    /// T of the last step.
+    pub temperature: Option<f64>,
 }
 
 /// A line of `metrics.csv`: an epoch's training rows, and the evaluation at its end where there is one.

@@ -16,6 +16,8 @@ pub mod session;
 pub mod state;
 pub mod stop;
 
+pub mod schedule;
+
 use std::time::{Duration, Instant};
 
 use crate::data::Dataset;
@@ -25,9 +27,11 @@ use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::gpu::plan::SLOTS;
 use crate::gpu::readback::Flights;
+use crate::kernels::step;
 use crate::mlp::Mlp;
 use crate::mlp::weights::Weights;
 use crate::rng;
+use schedule::Schedules;
 
 /// How long a run lasts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,10 +64,46 @@ pub struct Replica {
     pub seed: u64,
     /// Learning rate.
     pub lr: f64,
-    /// Weights of its loss.
+    /// Its loss, as it is at the start.
     pub loss: Loss,
+    /// How learning rate, momentum, temperature and weights change.
+    pub schedules: Schedules,
     /// The student it starts from.
     pub student: Weights,
+}
+
+impl Replica {
+    /// Learning rate and loss of step `t`, from 1, of a run of `steps`.
+    fn at(&self, t: u64, steps: u64) -> (f64, Loss) {
+        let (s, loss) = (&self.schedules, self.loss);
+        let loss = Loss {
+            temperature: s.temperature.at(loss.temperature, t, steps),
+            hard_weight: s.hard_weight.at(loss.hard_weight, t, steps),
+            soft_weight: s.soft_weight.at(loss.soft_weight, t, steps),
+            ..loss
+        };
+        (s.lr.at(self.lr, t, steps), loss)
+    }
+
+    fn check(&self, optimizer: Optimizer) -> Result<()> {
+        self.loss.check_classes(self.student.sizes().last().copied().unwrap_or(0))?;
+        if !(self.lr > 0.0 && self.lr.is_finite()) {
+            return Err(Error::usage("learning rate", "a number above 0", self.lr.to_string()));
+        }
+        let (s, loss) = (&self.schedules, self.loss);
+        s.lr.check("learning rate", self.lr, false)?;
+        s.temperature.check("temperature", loss.temperature, true)?;
+        if s.temperature.warmup > 0 {
+            return Err(Error::usage("temperature schedule", "no warm-up, which begins at 0", "a warm-up"));
+        }
+        s.hard_weight.check("hard weight", loss.hard_weight, false)?;
+        s.soft_weight.check("soft weight", loss.soft_weight, false)?;
+        match optimizer {
+            Optimizer::Sgd { momentum, .. } => s.momentum.check("momentum", momentum, false),
+            _ if s.momentum.is_constant() => Ok(()),
+            _ => Err(Error::usage("momentum schedule", "the optimiser sgd", "adam")),
+        }
+    }
 }
 
 /// Which rows of the data set are walked, and which labels are seen.
@@ -103,14 +143,19 @@ pub struct Row {
     pub loss: f64,
     /// Mean cross-entropy.
     pub hard_loss: f64,
-    /// Mean T^2 KL.
+    /// Mean soft loss.
     pub soft_loss: f64,
     /// Share of labelled rows that were right.
     pub accuracy: f64,
     /// Share of rows on which student and teacher agreed.
     pub agreement: f64,
+    /// Norm of the soft part of the logits' gradient over that of the hard part, both weighted; none
+    /// without a hard part.
+    pub gradient_ratio: Option<f64>,
     /// Learning rate of the last step.
     pub lr: f64,
+    /// T of the last step.
+    pub temperature: f64,
     /// How long the rest takes at the pace so far; `None` at the first steps.
     pub left: Option<Duration>,
     /// Training rows per second and replica since this process began or resumed the run.
@@ -165,10 +210,12 @@ impl<'a> Run<'a> {
     ) -> Result<Self> {
         let first = replicas.first().ok_or_else(|| Error::usage("replicas", "at least one", "none"))?;
         infer::check_inputs(&first.student.sizes(), data)?;
+        let soft = first.loss.soft;
         for replica in &replicas {
-            replica.loss.check()?;
-            if !(replica.lr > 0.0 && replica.lr.is_finite()) {
-                return Err(Error::usage("learning rate", "a number above 0", replica.lr.to_string()));
+            replica.check(recipe.optimizer)?;
+            if !replica.loss.soft.same_kind(soft) {
+                let found = format!("{} and {}", soft.text(), replica.loss.soft.text());
+                return Err(Error::usage("losses of the replicas", "one kind for all", found));
             }
         }
         let mut walked = rows.walked;
@@ -185,7 +232,7 @@ impl<'a> Run<'a> {
         let batch = recipe.batch.min(length);
         let feed = Feed::new(gpu, data, labels, [orders, length], batch, rows.device_memory)?;
         let students: Vec<_> = replicas.iter().map(|r| r.student.clone()).collect();
-        let step = Step::record(gpu, &feed, teacher, &students, recipe.optimizer, batch)?;
+        let step = Step::record(gpu, &feed, teacher, soft, &students, recipe.optimizer, batch)?;
         let per_epoch = length.div_ceil(batch) as u64;
         let steps = match recipe.length {
             Length::Epochs(n) => n * per_epoch,
@@ -263,10 +310,7 @@ impl<'a> Run<'a> {
             let mut scalars = Vec::with_capacity(count as usize * self.replicas.len());
             for s in self.done..self.done + count {
                 let b = batch_at(s, self.rows, self.recipe.batch);
-                let step = &self.step;
-                scalars.extend(
-                    self.replicas.iter().map(|r| step.scalars(s + 1, b.start, b.rows, r.lr, &r.loss)),
-                );
+                scalars.extend(self.replicas.iter().map(|r| self.scalars(r, s + 1, &b)));
             }
             self.step.submit(self.gpu, &mut flights, &scalars, (self.done, count as u32))?;
             self.done += count;
@@ -305,6 +349,15 @@ impl<'a> Run<'a> {
             }
         }
         Ok(())
+    }
+
+    fn scalars(&self, replica: &Replica, t: u64, batch: &Batch) -> step::Step {
+        let (lr, loss) = replica.at(t, self.steps);
+        let mut scalars = self.step.scalars(t, batch.start, batch.rows, lr, &loss);
+        if let Optimizer::Sgd { momentum, .. } = self.recipe.optimizer {
+            scalars.momentum = replica.schedules.momentum.at(momentum, t, self.steps) as f32;
+        }
+        scalars
     }
 
     fn write_order(&mut self, epoch: u64) -> Result<()> {
@@ -395,12 +448,15 @@ impl Log {
 #[derive(Clone, Copy, Debug, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
 struct Sums {
     steps: f64,
+    loss: f64,
     hard: f64,
     soft: f64,
     right: f64,
     labelled: f64,
     agreed: f64,
     rows: f64,
+    hard_norm: f64,
+    soft_norm: f64,
 }
 
 impl Run<'_> {
@@ -419,8 +475,9 @@ impl Run<'_> {
             for replica in 0..self.replicas.len() {
                 let tally = self.step.tally(raw, slot as usize, replica, rows);
                 check_finite(step + 1, replica, &tally)?;
+                let (_, loss) = self.replicas[replica].at(step + 1, self.steps);
                 for (span, length) in [(Span::Interval, self.recipe.log_every), (Span::Epoch, per_epoch)] {
-                    self.log.of_mut(span)[replica].add(&tally);
+                    self.log.of_mut(span)[replica].add(&tally, &loss);
                     if (step + 1).is_multiple_of(length) {
                         each(&self.row(step + 1, replica, span))?;
                         self.log.of_mut(span)[replica] = Sums::default();
@@ -433,8 +490,7 @@ impl Run<'_> {
 
     fn row(&self, step: u64, replica: usize, span: Span) -> Row {
         let s = &self.log.of(span)[replica];
-        let own = &self.replicas[replica];
-        let (hard_loss, soft_loss) = (s.hard / s.steps, s.soft / s.steps);
+        let (lr, loss) = self.replicas[replica].at(step, self.steps);
         let epoch = step as f64 / self.steps_per_epoch() as f64;
         let (since, from) = self.log.began;
         let trained = (self.done - from) as f64 / self.steps_per_epoch() as f64 * self.rows as f64;
@@ -444,12 +500,14 @@ impl Run<'_> {
             step,
             steps: self.steps,
             epoch,
-            loss: own.loss.hard_weight * hard_loss + own.loss.soft_weight * soft_loss,
-            hard_loss,
-            soft_loss,
+            loss: s.loss / s.steps,
+            hard_loss: s.hard / s.steps,
+            soft_loss: s.soft / s.steps,
             accuracy: s.right / s.labelled.max(1.0),
             agreement: s.agreed / s.rows,
-            lr: own.lr,
+            gradient_ratio: (s.hard_norm > 0.0).then(|| (s.soft_norm / s.hard_norm).sqrt()),
+            lr,
+            temperature: loss.temperature,
             left: self.log.first.and_then(|(at, from)| left(at.elapsed(), from, step, self.steps)),
             samples_per_second: trained / since.elapsed().as_secs_f64(),
         }
@@ -457,8 +515,11 @@ impl Run<'_> {
 }
 
 impl Sums {
-    fn add(&mut self, t: &Tally) {
+    fn add(&mut self, t: &Tally, loss: &Loss) {
         self.steps += 1.0;
+        self.loss += loss.hard_weight * f64::from(t.hard_loss) + loss.soft_weight * f64::from(t.soft_loss);
+        self.hard_norm += f64::from(t.gradient_norms[0]);
+        self.soft_norm += f64::from(t.gradient_norms[1]);
         self.hard += f64::from(t.hard_loss);
         self.soft += f64::from(t.soft_loss);
         self.right += f64::from(t.accuracy) * f64::from(t.labelled);

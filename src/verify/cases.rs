@@ -3,7 +3,7 @@
 use crate::kernels::adam::Adam;
 use crate::kernels::ensemble::Rule;
 use crate::kernels::feature::Kind;
-use crate::kernels::head::{self as kernel, FORMS};
+use crate::kernels::head::{self as kernel, Soft};
 use crate::kernels::matmul::{Choice, Form};
 use crate::rng::{self, stream};
 use crate::verify::head::From;
@@ -157,14 +157,21 @@ pub fn long_products() -> Vec<Case> {
     all
 }
 
-fn head_case(i: usize, replicas: usize, form: kernel::Form, [batch, k]: [usize; 2], teacher: From) -> Case {
-    Case::Head(head::Case {
+fn head_case(
+    i: usize,
+    replicas: usize,
+    form: kernel::Form,
+    [batch, k]: [usize; 2],
+    teacher: From,
+) -> head::Case {
+    head::Case {
         batch,
         rows: if pick(&[true, false, false], i, 4) { batch.div_ceil(2) } else { batch },
         k,
         replicas,
         form,
         teacher,
+        soft: Soft::FORWARD_KL,
         one_order: pick(&[true, false, false], i, 5),
         unlabelled: pick(&[true, false], i, 6),
         temperature: pick(&[1.0, 0.5, 4.0, 20.0, 100.0], i, 7),
@@ -174,16 +181,16 @@ fn head_case(i: usize, replicas: usize, form: kernel::Form, [batch, k]: [usize; 
         padding: padding(i),
         data: pick(&Data::ALL, i, 1),
         seed: i as u64,
-    })
+    }
 }
 
 fn heads(sizes: &[[usize; 2]]) -> Vec<Case> {
     let mut i = Counter::default();
     let mut all = Vec::new();
     for [batch, k] in sizes {
-        for form in FORMS.into_iter().filter(|f| f.takes(*k)) {
+        for form in kernel::Form::all(None).into_iter().filter(|f| f.takes(*k)) {
             for replicas in [1, 3] {
-                let of = |teacher| head_case(i.next(), replicas, form, [*batch, *k], teacher);
+                let of = |teacher| Case::Head(head_case(i.next(), replicas, form, [*batch, *k], teacher));
                 all.extend(From::ALL.map(of));
             }
         }
@@ -196,8 +203,36 @@ pub fn wide_heads() -> Vec<Case> {
     From::ALL
         .iter()
         .enumerate()
-        .map(|(i, teacher)| head_case(7 * i, 1, FORMS[FORMS.len() - 1], [2, 152_000], *teacher))
+        .map(|(i, teacher)| {
+            Case::Head(head_case(7 * i, 1, kernel::Form::all(None)[4], [2, 152_000], *teacher))
+        })
         .collect()
+}
+
+/// Every other loss than forward KL, in each of its forms: a case per size, each with the next kind of
+/// data, so that ten sizes meet all of them.
+fn losses(sizes: &[[usize; 2]]) -> Vec<Case> {
+    let mut i = Counter::default();
+    let mut all = Vec::new();
+    for soft in Soft::kinds().into_iter().filter(|s| *s != Soft::FORWARD_KL) {
+        for form in kernel::Form::all(Some(soft)) {
+            for (turn, [batch, k]) in sizes.iter().enumerate() {
+                // One invocation alone does not walk a vocabulary in a run.
+                if *k > 10_000 && form.lanes == 1 {
+                    continue;
+                }
+                let i = i.next();
+                let teacher = match soft.loss.needs_teacher() {
+                    true => pick(&[From::Live, From::LiveShared, From::Cached], i, 19),
+                    false => From::Nowhere,
+                };
+                let size = [*batch, if soft.check_classes(*k).is_ok() { *k } else { k + 1 }];
+                let case = head_case(i, pick(&[1, 3], i, 20), form, size, teacher);
+                all.push(Case::Head(head::Case { soft, data: Data::ALL[turn % Data::ALL.len()], ..case }));
+            }
+        }
+    }
+    all
 }
 
 /// Three teachers: the first, one in the middle and the last are three variants of the shader.
@@ -354,6 +389,8 @@ pub fn thorough() -> Vec<Case> {
         long_products(),
         heads(&HEAD_SIZES),
         wide_heads(),
+        losses(&HEAD_SIZES),
+        losses(&[[2, 152_000]]),
         rest.concat(),
     ]
     .concat()
@@ -372,5 +409,6 @@ pub fn short() -> Vec<Case> {
     let smallest = |c: &Choice| c.splits == 1 && SMALLEST.contains(&c.variant.name);
     let long = long_products().into_iter().filter(|c| c.member().is_some_and(|m| smallest(&m)));
     let products = matmuls(&[[131, 67, 37]], asked_by_doctor);
-    [products, long.collect(), heads(&[[65, 10], [3, 257]]), wide_heads(), rest.concat()].concat()
+    let heads = [heads(&[[65, 10], [3, 257]]), wide_heads(), losses(&[[9, 10]; 4])].concat();
+    [products, long.collect(), heads, rest.concat()].concat()
 }

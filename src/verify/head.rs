@@ -3,12 +3,12 @@
 use crate::error::Result;
 use crate::gpu::device::Gpu;
 use crate::gpu::plan::SLOTS;
-use crate::kernels::head::{self, Form, Head, Teacher, UNLABELLED};
+use crate::kernels::head::{self, Form, Head, Soft, Teacher, UNLABELLED};
 use crate::kernels::metrics::WIDTH;
 use crate::kernels::step::{self, Step};
 use crate::reference::losses::cross_entropy;
 use crate::reference::rounding::dot;
-use crate::reference::{self, Bounded, Matrix, Rounded, SoftLoss};
+use crate::reference::{self, Bounded, Matrix, Rounded};
 use crate::verify::inputs::{Data, Inputs};
 use crate::verify::zone::{Padding, Zone};
 use crate::verify::{Judge, Verdict, run};
@@ -46,6 +46,8 @@ pub struct Case {
     pub form: Form,
     /// Teacher.
     pub teacher: From,
+    /// The soft term, where there is a teacher or none is needed.
+    pub soft: Soft,
     /// All replicas see the same labels in the same order.
     pub one_order: bool,
     /// Every third row has no label.
@@ -68,17 +70,18 @@ pub struct Case {
 
 impl Case {
     pub(super) fn variant(&self) -> String {
-        let teacher = match self.teacher {
-            From::Nowhere => "hard",
-            From::Live | From::LiveShared => "live",
-            From::Cached => "cached",
-        };
-        format!("{teacher} {}", self.form.text())
+        let term = self.term().map_or_else(|| "hard".to_owned(), Soft::text);
+        format!("{term} {}", self.form.text())
+    }
+
+    fn term(&self) -> Option<Soft> {
+        (self.teacher != From::Nowhere || !self.soft.loss.needs_teacher()).then_some(self.soft)
     }
 
     fn scalars(&self, slot: usize, replica: usize) -> Step {
         let last = slot + 1 == SLOTS_USED;
         let r = replica as f32;
+        let [loss_a, loss_b, loss_c, loss_d] = self.soft.scalars(self.k);
         Step {
             // The last slot has the case's own batch, the others one that must leave no trace in d_z.
             row_start: (slot * self.batch + replica % 3) as u32,
@@ -87,6 +90,10 @@ impl Case {
             hard_weight: self.hard_weight / (1.0 + r),
             soft_weight: self.soft_weight * (1.0 + r),
             smoothing: self.smoothing,
+            loss_a,
+            loss_b,
+            loss_c,
+            loss_d,
             ..Step::default()
         }
     }
@@ -157,6 +164,7 @@ pub fn check(gpu: &Gpu, case: &Case) -> Result<Verdict> {
             labels: &labels_zone.tensor,
             z: &z_zone.tensor,
             teacher: &teacher,
+            soft: case.soft,
             d_z: &d_z.tensor,
             stats: &stats.tensor,
         };
@@ -185,7 +193,7 @@ pub fn check(gpu: &Gpu, case: &Case) -> Result<Verdict> {
                 }
             };
             let labels: Vec<Option<usize>> = (0..live).map(label).collect();
-            let expected = expect(&now, batch, &z, v.as_ref(), &labels);
+            let expected = expect(&now, case, &z, v.as_ref(), &labels);
             let device = stats.rows(r, slot * batch, (slot + 1) * batch);
             judge.hold(&format!("stats slot {slot}"), r, &device, &expected.stats, 1);
             if slot + 1 == SLOTS_USED {
@@ -204,15 +212,15 @@ struct Expected {
 }
 
 /// Everything the head writes for the live rows of one step, and zeros up to `batch`.
-fn expect(now: &Step, batch: usize, z: &Matrix, v: Option<&Matrix>, labels: &[Option<usize>]) -> Expected {
-    let k = z.cols;
+fn expect(now: &Step, case: &Case, z: &Matrix, v: Option<&Matrix>, labels: &[Option<usize>]) -> Expected {
+    let (batch, k) = (case.batch, case.k);
     let head = reference::Head {
         hard_weight: f64::from(now.hard_weight),
         soft_weight: f64::from(now.soft_weight),
         temperature: f64::from(now.temperature),
         label_smoothing: f64::from(now.smoothing),
-        soft_loss: SoftLoss::ForwardKl,
-        standardise: false,
+        soft_loss: case.soft.loss,
+        standardise: case.soft.standardise,
     };
     let out = head.evaluate(z, v, labels);
     let (hard, soft) = (out.hard_loss.to_rounded(1), out.soft_loss.to_rounded(1));
@@ -226,9 +234,12 @@ fn expect(now: &Step, batch: usize, z: &Matrix, v: Option<&Matrix>, labels: &[Op
         let hard_norm = label.map(|label| {
             square(head.hard_weight, &cross_entropy(z.row(row), label, head.label_smoothing).d_z)
         });
-        let soft_norm = v.map(|v| {
-            let soft = head.soft_loss.evaluate(z.row(row), v.row(row), None, head.temperature, false);
-            square(head.soft_weight, &soft.d_z)
+        let taught = case.term().is_some() && (label.is_some() || !head.soft_loss.needs_labels());
+        let soft_norm = taught.then(|| {
+            // A virtual teacher's row is not read.
+            let v = v.unwrap_or(z).row(row);
+            let (loss, t) = (head.soft_loss, head.temperature);
+            square(head.soft_weight, &loss.evaluate(z.row(row), v, *label, t, head.standardise).d_z)
         });
         let zero = Rounded::exact(0.0);
         stats.extend([

@@ -1,8 +1,8 @@
 //! The loss head: every variant on the second step of a submission, whose batch is short.
 
-use limbeck::kernels::head::UNLABELLED;
+use limbeck::kernels::head::{Soft, UNLABELLED};
 use limbeck::kernels::step::Step;
-use limbeck::reference::{Bounded, Head, Matrix, Rounded, SoftLoss};
+use limbeck::reference::{Bounded, Head, Matrix, Rounded};
 
 use crate::common::Variant;
 use crate::dispatch::{Dispatch, Expected, Random, constant, poisoned, rows};
@@ -21,8 +21,16 @@ const JUDGED: usize = 6;
 
 pub(crate) fn dispatch(variant: &Variant) -> Dispatch<'_> {
     let flag = |name| constant(variant, name) == Some("true");
-    let (soft, by_index) = (flag("SOFT"), flag("BY_INDEX"));
-    let lanes: usize = constant(variant, "LANES").and_then(|v| v.parse().ok()).expect("a number of lanes");
+    let number = |name| constant(variant, name).and_then(|v| v.parse::<u32>().ok()).expect("a number");
+    let lanes = number("LANES") as usize;
+    let (code, standardise) = (number("LOSS"), flag("STANDARDISE"));
+    let term = Soft::kinds().into_iter().find(|s| s.code() == code && s.standardise == standardise);
+    let term = term.expect("a kind of soft term");
+    let soft = flag("SOFT");
+    let taught = soft && term.loss.needs_teacher();
+    let [loss_a, loss_b, loss_c, loss_d] = term.scalars(K);
+    // Each way of finding the teacher's row in some of the forms.
+    let by_index = lanes == 64;
     let mut random = Random(8);
     let z = random.values(REPLICAS * BATCH * K, 6.0);
     // One teacher for both replicas.
@@ -38,6 +46,10 @@ pub(crate) fn dispatch(variant: &Variant) -> Dispatch<'_> {
         hard_weight: 0.25,
         soft_weight: 0.75,
         smoothing: 0.1,
+        loss_a,
+        loss_b,
+        loss_c,
+        loss_d,
         ..Step::default()
     };
     let steps: Vec<Step> = (0..=SLOT).flat_map(|s| (0..REPLICAS).map(move |r| step(s, r))).collect();
@@ -58,10 +70,10 @@ pub(crate) fn dispatch(variant: &Variant) -> Dispatch<'_> {
             soft_weight: f64::from(now.soft_weight),
             temperature: f64::from(now.temperature),
             label_smoothing: f64::from(now.smoothing),
-            soft_loss: SoftLoss::ForwardKl,
-            standardise: false,
+            soft_loss: term.loss,
+            standardise: term.standardise,
         };
-        let out = head.evaluate(&z, soft.then_some(&v), &labels);
+        let out = head.evaluate(&z, taught.then_some(&v), &labels);
         let (hard_loss, soft_loss) = (out.hard_loss.to_rounded(1), out.soft_loss.to_rounded(1));
         let flag = |b: bool| Rounded::exact(f64::from(u8::from(b)));
         // hard, soft, correct, agreement, non-finite, labelled; rows past the short batch are zeros.
@@ -96,6 +108,7 @@ pub(crate) fn dispatch(variant: &Variant) -> Dispatch<'_> {
             ("order_replica", ITEMS as u32),
             ("labels_replica", 0),
             ("replicas", REPLICAS as u32),
+            ("by_index", by_index.into()),
             ("group_start", 0),
         ],
         buffers: vec![

@@ -29,7 +29,7 @@ const RUN: &[(&str, usize)] = &[
     ("matmul_tile", 60),
     ("matmul_subgroup", 40),
     ("matmul_reduce", 12),
-    ("head", 15),
+    ("head", 38),
 ];
 
 fn dispatch(variant: &Variant) -> Option<Dispatch<'_>> {

@@ -15,7 +15,7 @@ pub(crate) const EXPECTED: &[(&str, usize)] = &[
     ("matmul_subgroup", 207),
     ("matmul_reduce", 15),
     ("ensemble", 12),
-    ("head", 15),
+    ("head", 38),
     ("feature_hint", 1),
     ("feature_similarity", 1),
     ("metrics", 1),

@@ -158,7 +158,7 @@ fn attempt(
         log_every: 10,
     };
     let student = Weights::init(&[64, 16, 10], Activation::Relu, Initializer::He, 1)?;
-    let replica = Replica { seed: 1, lr: 0.05, loss: Loss::HARD, student };
+    let replica = Replica { seed: 1, lr: 0.05, loss: Loss::HARD, schedules: Default::default(), student };
     let mut run = Run::new(gpu, data, Rows::default(), &Teacher::None, recipe, vec![replica])?;
     let begin = if again { Begin::Resume } else { Begin::New };
     let record = Record::new("train", gpu, 1, Default::default(), vec![]);

@@ -38,7 +38,8 @@ impl Shop {
         let replica = |seed| Replica {
             seed,
             lr: 0.01 * (1.0 + seed as f64),
-            loss: Loss { temperature: 3.0, hard_weight: 0.3, soft_weight: 0.7, smoothing: 0.0 },
+            loss: Loss { temperature: 3.0, hard_weight: 0.3, soft_weight: 0.7, ..Loss::HARD },
+            schedules: Default::default(),
             student: Weights::init(&[64, 12, 10], Activation::Relu, Initializer::He, seed).expect("weights"),
         };
         let replicas = (0..replicas as u64).map(replica).collect();

@@ -156,8 +156,9 @@ fn replicas_with_orders_of_their_own_are_streamed_alike() {
     let run = |memory: Option<u64>, seeds: [u64; 3]| {
         let student =
             |seed| Weights::init(&[7, 5, 4], Activation::Tanh, Initializer::Glorot, seed).expect("weights");
-        let loss = Loss { temperature: 2.0, hard_weight: 0.5, soft_weight: 0.5, smoothing: 0.0 };
-        let replica = |seed| Replica { seed, lr: 0.05, loss, student: student(seed) };
+        let loss = Loss { temperature: 2.0, hard_weight: 0.5, soft_weight: 0.5, ..Loss::HARD };
+        let replica =
+            |seed| Replica { seed, lr: 0.05, loss, schedules: Default::default(), student: student(seed) };
         let teacher = Member::cached(&gpu, 4, logits.clone(), memory).expect("logits");
         assert_eq!(matches!(teacher, Member::Rows(..)), memory.is_some());
         let recipe = Recipe {

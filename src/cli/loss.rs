@@ -1,0 +1,390 @@
+//! The loss as the command line names it, and the presets that reproduce what others call by the same name.
+
+use clap::{Args, ValueEnum};
+
+use crate::cli::common::OptimizerName;
+use crate::data::{Dataset, UNLABELLED};
+use crate::distill::loss::Loss;
+use crate::error::{Error, Result};
+use crate::kernels::head::Soft;
+use crate::reference::SoftLoss;
+use crate::train::schedule::{Schedule, Schedules};
+
+#[derive(Args)]
+#[command(next_help_heading = "Distillation")]
+pub struct LossArgs {
+    /// The loss as another project computes it; what is given beside it overrides it. The canonical
+    /// options that it comes to are printed.
+    #[arg(long, value_enum, value_name = "NAME")]
+    preset: Option<Preset>,
+    /// What pulls the student towards its teacher [default: forward-kl].
+    #[arg(long, value_enum, value_name = "NAME")]
+    loss: Option<LossName>,
+    /// Both logits are divided by T in the soft term [default: 4].
+    #[arg(long, value_name = "T", allow_negative_numbers = true)]
+    temperature: Option<f64>,
+    /// Keras's alpha: hard_weight = ALPHA and soft_weight = 1 - ALPHA [default: 0.1].
+    #[arg(long, conflicts_with_all = ["hard_weight", "soft_weight"], allow_negative_numbers = true)]
+    alpha: Option<f64>,
+    /// Weight of the cross-entropy with the labels.
+    #[arg(long, value_name = "WEIGHT", allow_negative_numbers = true)]
+    hard_weight: Option<f64>,
+    /// Weight of the soft loss, which has T^2 in it.
+    #[arg(long, value_name = "WEIGHT", allow_negative_numbers = true)]
+    soft_weight: Option<f64>,
+    /// Share of the hard target spread evenly over the classes.
+    #[arg(long, default_value_t = 0.0, value_name = "SHARE")]
+    label_smoothing: f64,
+    /// Standardise each row of logits, the student's and the teacher's, before the soft loss (LSKD).
+    #[arg(long)]
+    standardise_logits: bool,
+    /// The teacher's weight in the mixture of jsd, above 0 and below 1 [default: 0.5].
+    #[arg(long, value_name = "BETA", allow_negative_numbers = true)]
+    loss_beta: Option<f64>,
+    /// Weight of dkd's target-class part [default: 1].
+    #[arg(long, value_name = "ALPHA", allow_negative_numbers = true)]
+    dkd_alpha: Option<f64>,
+    /// Weight of dkd's non-target part [default: 8].
+    #[arg(long, value_name = "BETA", allow_negative_numbers = true)]
+    dkd_beta: Option<f64>,
+    /// Probability that virtual-teacher gives the label at T = 1 [default: 0.9].
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    virtual_confidence: Option<f64>,
+    /// Raise probabilities to at least P in forward-kl, as Keras does with 1e-7; 0 for not.
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    clip: Option<f64>,
+    /// How T changes: constant, linear[:END[:STEPS]], cosine[:END[:STEPS]], exponential:END[:STEPS] or
+    /// step:FACTOR:STEPS.
+    #[arg(long, value_name = "SCHEDULE")]
+    temperature_schedule: Option<Schedule>,
+    /// How the hard loss's weight changes; as above, after warmup:STEPS, if wanted.
+    #[arg(long, value_name = "SCHEDULE")]
+    hard_weight_schedule: Option<Schedule>,
+    /// How the soft loss's weight changes; as above, after warmup:STEPS, if wanted.
+    #[arg(long, value_name = "SCHEDULE")]
+    soft_weight_schedule: Option<Schedule>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum LossName {
+    /// T^2 KL(teacher, student): Hinton, Vinyals, Dean 2015.
+    ForwardKl,
+    /// T^2 KL(student, teacher).
+    ReverseKl,
+    /// The mean of the two.
+    SymmetricKl,
+    /// T^2 times the generalised Jensen-Shannon divergence.
+    Jsd,
+    /// Decoupled KD (Zhao et al. 2022): target and non-target classes apart; labels needed.
+    Dkd,
+    /// Mean squared difference of the logits; knows no T.
+    Mse,
+    /// T^2 times one binary KL per class, summed: for several labels at once.
+    Sigmoid,
+    /// Teacher-free KD (Yuan et al. 2020): forward KL from a teacher made of the label.
+    VirtualTeacher,
+}
+
+/// Whose convention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Preset {
+    /// The Keras 3 example: alpha 0.1, T 10, clip 1e-7, Keras's Adam.
+    Keras,
+    /// The Keras example of 2020: the same without T^2.
+    #[value(name = "keras-2020")]
+    Keras2020,
+    /// Hinton, Vinyals, Dean 2015: T 20 as on MNIST, hard weight 0.5 as in speech.
+    Hinton,
+    /// torchdistill's KDLoss: alpha 0.5, T 1; no T^2 where there is no hard loss.
+    Torchdistill,
+    /// mdistiller's DKD on CIFAR-100: CE + DKD(1, 8) at T 4, without its warm-up of 20 epochs.
+    MdistillerDkd,
+    /// torchtune's knowledge distillation: half cross-entropy, half forward KL, T 1.
+    Torchtune,
+    /// TRL's GKD: JSD(0.5) at T 1, no T^2, no hard loss.
+    Trl,
+    /// DeiT's soft distillation: half and half at T 1, the KL divided by the classes.
+    Deit,
+}
+
+/// What a preset's soft weight is multiplied with to become ours.
+#[derive(Clone, Copy)]
+enum Factor {
+    One,
+    /// Its loss has no T^2.
+    NoTSquared,
+    /// The same, but only where no hard loss is used; the soft weight then is 1.
+    NoTSquaredAlone,
+    /// It divides by B K instead of B.
+    OverClasses,
+}
+
+/// A preset: its loss, T, hard and soft share, and the rest of its convention.
+struct Convention {
+    loss: SoftLoss,
+    temperature: f64,
+    hard: f64,
+    soft: f64,
+    factor: Factor,
+}
+
+impl Preset {
+    fn convention(self) -> Convention {
+        use Factor::{NoTSquared, NoTSquaredAlone, One, OverClasses};
+        let (forward, clipped) = (SoftLoss::ForwardKl, SoftLoss::ClippedKl { clip: 1e-7 });
+        let dkd = SoftLoss::Dkd { alpha: 1.0, beta: 8.0 };
+        let of = |loss, temperature, hard, soft, factor| Convention { loss, temperature, hard, soft, factor };
+        match self {
+            Self::Keras => of(clipped, 10.0, 0.1, 0.9, One),
+            Self::Keras2020 => of(clipped, 10.0, 0.1, 0.9, NoTSquared),
+            Self::Hinton => of(forward, 20.0, 0.5, 1.0, One),
+            Self::Torchdistill => of(forward, 1.0, 0.5, 0.5, NoTSquaredAlone),
+            Self::MdistillerDkd => of(dkd, 4.0, 1.0, 1.0, One),
+            Self::Torchtune => of(forward, 1.0, 0.5, 0.5, One),
+            Self::Trl => of(SoftLoss::Jsd { beta: 0.5 }, 1.0, 0.0, 1.0, NoTSquared),
+            Self::Deit => of(forward, 1.0, 0.5, 0.5, OverClasses),
+        }
+    }
+
+    fn optimizer(self) -> Option<OptimizerName> {
+        matches!(self, Self::Keras | Self::Keras2020).then_some(OptimizerName::KerasAdam)
+    }
+}
+
+impl LossArgs {
+    /// The optimiser that the preset's convention includes.
+    pub fn optimizer(&self) -> Option<OptimizerName> {
+        self.preset.and_then(Preset::optimizer)
+    }
+
+    /// The loss over `classes` classes. Says on stderr what it is in canonical options, unless `quiet`.
+    pub fn loss(&self, classes: usize, quiet: bool) -> Result<Loss> {
+        let convention = self.preset.map(Preset::convention);
+        if self.preset.is_none() && self.hard_weight.is_some() != self.soft_weight.is_some() {
+            return Err(Error::usage("--hard-weight and --soft-weight", "both or neither", "one of them")
+                .with_hint("--alpha A is short for --hard-weight A and --soft-weight 1 - A"));
+        }
+        let convention = convention.unwrap_or(Convention {
+            loss: SoftLoss::ForwardKl,
+            temperature: 4.0,
+            hard: 0.1,
+            soft: 0.9,
+            factor: Factor::One,
+        });
+        let temperature = self.temperature.unwrap_or(convention.temperature);
+        let (hard, soft) = match self.alpha {
+            Some(alpha) if (0.0..=1.0).contains(&alpha) => (alpha, 1.0 - alpha),
+            Some(alpha) => return Err(Error::usage("--alpha", "a number from 0 to 1", alpha.to_string())),
+            None => (convention.hard, convention.soft),
+        };
+        let hard_weight = self.hard_weight.unwrap_or(hard);
+        let t_squared = temperature * temperature;
+        let soft_weight = match convention.factor {
+            Factor::NoTSquared => soft / t_squared,
+            Factor::NoTSquaredAlone if hard_weight <= 0.0 => 1.0 / t_squared,
+            Factor::OverClasses => soft / classes.max(1) as f64,
+            Factor::NoTSquaredAlone | Factor::One => soft,
+        };
+        let of_t = matches!(convention.factor, Factor::NoTSquared | Factor::NoTSquaredAlone);
+        if of_t && self.soft_weight.is_none() && self.temperature_schedule.is_some_and(|s| !s.is_constant()) {
+            return Err(Error::usage(
+                "--temperature-schedule",
+                "a soft weight that does not depend on T",
+                "a preset without T^2",
+            )
+            .with_hint("give --soft-weight and --soft-weight-schedule themselves"));
+        }
+        let loss = Loss {
+            soft: Soft { loss: self.soft_loss(convention.loss)?, standardise: self.standardise_logits },
+            temperature,
+            hard_weight,
+            soft_weight: self.soft_weight.unwrap_or(soft_weight),
+            smoothing: self.label_smoothing,
+        };
+        loss.check_classes(classes)?;
+        if !quiet {
+            let optimizer = self.optimizer().map_or("", |_| " --optimizer keras-adam");
+            eprintln!("loss: {loss}{optimizer}");
+        }
+        Ok(loss)
+    }
+
+    /// The named loss with its parameters, each from its option, else from the preset, else usual ones.
+    fn soft_loss(&self, preset: SoftLoss) -> Result<SoftLoss> {
+        let named = self.loss.map(|name| match name {
+            LossName::ForwardKl => SoftLoss::ForwardKl,
+            LossName::ReverseKl => SoftLoss::ReverseKl,
+            LossName::SymmetricKl => SoftLoss::Symmetric,
+            LossName::Jsd => SoftLoss::Jsd { beta: 0.5 },
+            LossName::Dkd => SoftLoss::Dkd { alpha: 1.0, beta: 8.0 },
+            LossName::Mse => SoftLoss::Mse,
+            LossName::Sigmoid => SoftLoss::Sigmoid,
+            LossName::VirtualTeacher => SoftLoss::VirtualTeacher { confidence: 0.9 },
+        });
+        let mut given = [
+            ("--loss-beta", self.loss_beta),
+            ("--dkd-alpha", self.dkd_alpha),
+            ("--dkd-beta", self.dkd_beta),
+            ("--virtual-confidence", self.virtual_confidence),
+            ("--clip", self.clip),
+        ];
+        let mut take = |option: &str, usual: f64| {
+            let slot = given.iter_mut().find(|(name, _)| *name == option);
+            slot.and_then(|(_, value)| value.take()).unwrap_or(usual)
+        };
+        let loss = match named.unwrap_or(preset) {
+            SoftLoss::Jsd { beta } => SoftLoss::Jsd { beta: take("--loss-beta", beta) },
+            SoftLoss::Dkd { alpha, beta } => {
+                SoftLoss::Dkd { alpha: take("--dkd-alpha", alpha), beta: take("--dkd-beta", beta) }
+            }
+            SoftLoss::VirtualTeacher { confidence } => {
+                SoftLoss::VirtualTeacher { confidence: take("--virtual-confidence", confidence) }
+            }
+            SoftLoss::ClippedKl { clip } => Self::clipped(take("--clip", clip)),
+            SoftLoss::ForwardKl => Self::clipped(take("--clip", 0.0)),
+            other => other,
+        };
+        match given.into_iter().find(|(_, value)| value.is_some()) {
+            Some((option, _)) => Err(Error::usage(
+                option,
+                "the loss that it is a parameter of",
+                format!("--loss {}", loss.name()),
+            )),
+            None => Ok(loss),
+        }
+    }
+
+    fn clipped(clip: f64) -> SoftLoss {
+        if clip == 0.0 { SoftLoss::ForwardKl } else { SoftLoss::ClippedKl { clip } }
+    }
+
+    /// The loss's schedules beside those of the training.
+    pub fn schedules(&self, training: Schedules) -> Schedules {
+        Schedules {
+            temperature: self.temperature_schedule.unwrap_or_default(),
+            hard_weight: self.hard_weight_schedule.unwrap_or_default(),
+            soft_weight: self.soft_weight_schedule.unwrap_or_default(),
+            ..training
+        }
+    }
+}
+
+/// Says what the labels of the transfer set do to a loss, where that is not what one might think.
+pub fn warn_of_labels(loss: &Loss, train: &Dataset) {
+    let Some(labels) = train.labels.as_ref().filter(|_| loss.uses_labels()) else { return };
+    let mut rows = vec![0_usize; train.classes];
+    labels.iter().filter(|l| **l != UNLABELLED).for_each(|l| rows[*l as usize] += 1);
+    let labelled: usize = rows.iter().sum();
+    let missing: Vec<String> =
+        rows.iter().enumerate().filter(|(_, n)| **n == 0).map(|(class, _)| class.to_string()).collect();
+    if loss.hard_weight > 0.0 && labelled > 0 && !missing.is_empty() {
+        eprintln!(
+            "warning: no row is labelled {}: the hard loss (weight {}) teaches on every labelled row that \
+             such a class never occurs, against the teacher's soft targets; --hard-weight 0 leaves it to them",
+            missing.join(", "),
+            loss.hard_weight
+        );
+    }
+    if loss.soft.loss.needs_labels() && labelled < labels.len() {
+        eprintln!(
+            "note: {} of {} rows have no label and so no {} term",
+            labels.len() - labelled,
+            labels.len(),
+            loss.soft.loss.name()
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        loss: LossArgs,
+    }
+
+    fn loss(line: &str) -> Result<Loss> {
+        let words = std::iter::once("x").chain(line.split_whitespace());
+        Line::try_parse_from(words).expect(line).loss.loss(10, true)
+    }
+
+    fn text(line: &str) -> String {
+        loss(line).expect(line).to_string()
+    }
+
+    #[test]
+    fn presets_are_canonical_options() {
+        let table = [
+            ("", "--loss forward-kl --temperature 4 --hard-weight 0.1 --soft-weight 0.9"),
+            (
+                "--preset keras",
+                "--loss forward-kl --clip 1e-7 --temperature 10 --hard-weight 0.1 --soft-weight 0.9",
+            ),
+            (
+                "--preset keras-2020",
+                "--loss forward-kl --clip 1e-7 --temperature 10 --hard-weight 0.1 --soft-weight 0.009000000000000001",
+            ),
+            ("--preset hinton", "--loss forward-kl --temperature 20 --hard-weight 0.5 --soft-weight 1"),
+            (
+                "--preset torchdistill --temperature 4",
+                "--loss forward-kl --temperature 4 --hard-weight 0.5 --soft-weight 0.5",
+            ),
+            (
+                "--preset torchdistill --temperature 4 --hard-weight 0",
+                "--loss forward-kl --temperature 4 --hard-weight 0 --soft-weight 0.0625",
+            ),
+            (
+                "--preset torchdistill --temperature 4 --alpha 0",
+                "--loss forward-kl --temperature 4 --hard-weight 0 --soft-weight 0.0625",
+            ),
+            (
+                "--preset mdistiller-dkd",
+                "--loss dkd --dkd-alpha 1 --dkd-beta 8 --temperature 4 --hard-weight 1 --soft-weight 1",
+            ),
+            ("--preset torchtune", "--loss forward-kl --temperature 1 --hard-weight 0.5 --soft-weight 0.5"),
+            (
+                "--preset trl --temperature 2",
+                "--loss jsd --loss-beta 0.5 --temperature 2 --hard-weight 0 --soft-weight 0.25",
+            ),
+            ("--preset deit", "--loss forward-kl --temperature 1 --hard-weight 0.5 --soft-weight 0.05"),
+        ];
+        for (line, canonical) in table {
+            assert_eq!(text(line), canonical, "{line}");
+            // What is printed asks for the same loss.
+            assert_eq!(loss(canonical).expect(canonical), loss(line).expect(line), "{line}");
+        }
+    }
+
+    #[test]
+    fn options_override_their_preset() {
+        assert!(text("--preset keras --clip 0").starts_with("--loss forward-kl --temperature"));
+        assert!(text("--preset keras --loss reverse-kl").starts_with("--loss reverse-kl"));
+        assert!(text("--preset trl --loss-beta 0.1").starts_with("--loss jsd --loss-beta 0.1 "));
+        assert!(
+            text("--preset keras-2020 --temperature 2 --alpha 0.2")
+                .ends_with("--hard-weight 0.2 --soft-weight 0.2")
+        );
+        assert!(text("--preset deit --soft-weight 3").ends_with("--hard-weight 0.5 --soft-weight 3"));
+        assert!(text("--preset hinton --standardise-logits").contains("--standardise-logits"));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        for (line, word) in [
+            ("--hard-weight 1", "both or neither"),
+            ("--alpha 2", "from 0 to 1"),
+            ("--loss mse --loss-beta 0.5", "--loss-beta"),
+            ("--loss dkd --clip 1e-7", "--clip"),
+            ("--loss jsd --loss-beta 1", "beta of JSD"),
+            ("--loss sigmoid --standardise-logits", "compares softmaxes"),
+            ("--preset trl --temperature-schedule linear:1", "does not depend on T"),
+        ] {
+            let error = loss(line).expect_err(line).to_string();
+            assert!(error.contains(word), "{line}: {error}");
+        }
+    }
+}
