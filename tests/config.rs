@@ -51,7 +51,6 @@ fn without_a_file_the_defaults_are_shown() {
     is(&table, "command", "\"distill\"");
     is(&table, "batch_size", "128");
     is(&table, "lr", "0.001");
-    is(&table, "optimizer", "\"adam\"");
     is(&table, "nesterov", "false");
     for absent in ["layers", "alpha", "force", "json", "config", "help"] {
         assert!(!table.contains_key(absent), "{absent}");
