@@ -222,7 +222,8 @@ fn term(row: Row, j: u32, x: vec2<f32>) -> vec2<f32> {
     if LOSS == JSD {
         let below = l - log_mixture(row, l);
         let d = row.args.x * p * below.y + row.args.y * q * below.x;
-        return vec2<f32>(d, row.args.y * q * (below.x - row.expectation));
+        // In this order, so that a small q is not made smaller first: it could be flushed to zero.
+        return vec2<f32>(d, q * (row.args.y * (below.x - row.expectation)));
     }
     if LOSS == DKD {
         // TCKD is the KL of two classes, the label's and the rest, and stands with the label; NCKD is
