@@ -1,6 +1,7 @@
 #!/bin/sh
-# test-drivers.sh: the whole test suite on every software Vulkan driver: lavapipe with subgroups
+# test-drivers.sh [--brief]: the whole test suite on every software Vulkan driver: lavapipe with subgroups
 # of 4, 8 and (where the CPU has AVX-512) 16 lanes, and SwiftShader. One line per driver.
+# With --brief the slowest driver, SwiftShader, runs the tests of kernels and gradients only.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -15,9 +16,12 @@ sh scripts/apt.sh "$swiftshader" chromium-common
 
 # All that a driver can change the outcome of: not tests/translation.rs, which needs none.
 suite='--lib --bins'
-for file in tests/*.rs; do
-    name=$(basename "$file" .rs)
-    [ "$name" = translation ] || suite="$suite --test $name"
+for file in tests/*.rs tests/*/main.rs; do
+    name=${file#tests/} name=${name%/main.rs} name=${name%.rs}
+    case $name in
+        translation | chromium) ;;
+        *) suite="$suite --test $name" ;;
+    esac
 done
 # Built once; then the same binaries run under every driver.
 # shellcheck disable=SC2086 # words, here and below
@@ -72,7 +76,12 @@ if grep -q avx512f /proc/cpuinfo; then
 else
     echo 'lavapipe-16: left out, this CPU has no AVX-512'
 fi
-on swiftshader SwiftShader 4 "$swiftshader" 128 $suite
+if [ "${1:-}" = --brief ]; then
+    kernels='--lib --test kernels --test kernels_random --test gradients --test non_finite'
+    on swiftshader-kernels-only SwiftShader 4 "$swiftshader" 128 $kernels
+else
+    on swiftshader SwiftShader 4 "$swiftshader" 128 $suite
+fi
 
 echo "$all_passed passed, $all_failed failed"
 [ "$all_failed" = 0 ]
