@@ -134,7 +134,7 @@ fn head_holds_on_drawn_cases() {
             })
         },
     );
-    hold("head", 400, strategy);
+    hold("head", 600, strategy);
 }
 
 #[test]

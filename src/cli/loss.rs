@@ -95,7 +95,7 @@ enum Preset {
     Keras2020,
     /// Hinton, Vinyals, Dean 2015: T 20 as on MNIST, hard weight 0.5 as in speech.
     Hinton,
-    /// torchdistill's KDLoss: alpha 0.5, T 1; no T^2 where there is no hard loss.
+    /// torchdistill's KDLoss, at alpha 0.5 and T 1 where nothing is said: no T^2 without a hard loss.
     Torchdistill,
     /// mdistiller's DKD on CIFAR-100: CE + DKD(1, 8) at T 4, without its warm-up of 20 epochs.
     MdistillerDkd,

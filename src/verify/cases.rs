@@ -209,13 +209,16 @@ pub fn wide_heads() -> Vec<Case> {
         .collect()
 }
 
-/// Every other loss than forward KL, in each of its forms: a case per size, each with the next kind of
-/// data, so that ten sizes meet all of them.
-fn losses(sizes: &[[usize; 2]]) -> Vec<Case> {
+/// Every other loss than forward KL, in each of its forms or in turn in one of them: a case per size, each
+/// with the next kind of data, so that ten sizes meet all of them.
+fn losses(sizes: &[[usize; 2]], every_form: bool) -> Vec<Case> {
     let mut i = Counter::default();
     let mut all = Vec::new();
-    for soft in Soft::kinds().into_iter().filter(|s| *s != Soft::FORWARD_KL) {
-        for form in kernel::Form::all(Some(soft)) {
+    let kinds = Soft::kinds().into_iter().filter(|s| *s != Soft::FORWARD_KL);
+    for (number, soft) in kinds.enumerate() {
+        let forms = kernel::Form::all(Some(soft));
+        let in_turn = forms[number % forms.len()];
+        for form in forms.into_iter().filter(|f| every_form || *f == in_turn) {
             for (turn, [batch, k]) in sizes.iter().enumerate() {
                 // One invocation alone does not walk a vocabulary in a run.
                 if *k > 10_000 && form.lanes == 1 {
@@ -389,8 +392,8 @@ pub fn thorough() -> Vec<Case> {
         long_products(),
         heads(&HEAD_SIZES),
         wide_heads(),
-        losses(&HEAD_SIZES),
-        losses(&[[2, 152_000]]),
+        losses(&HEAD_SIZES, true),
+        losses(&[[2, 152_000]], true),
         rest.concat(),
     ]
     .concat()
@@ -409,6 +412,6 @@ pub fn short() -> Vec<Case> {
     let smallest = |c: &Choice| c.splits == 1 && SMALLEST.contains(&c.variant.name);
     let long = long_products().into_iter().filter(|c| c.member().is_some_and(|m| smallest(&m)));
     let products = matmuls(&[[131, 67, 37]], asked_by_doctor);
-    let heads = [heads(&[[65, 10], [3, 257]]), wide_heads(), losses(&[[9, 10]; 4])].concat();
+    let heads = [heads(&[[65, 10], [3, 257]]), wide_heads(), losses(&[[9, 10]; 4], false)].concat();
     [products, long.collect(), heads, rest.concat()].concat()
 }

@@ -24,11 +24,11 @@ const SUBGROUP: usize = 4;
 
 /// How many variants of each kernel run, by hand for the same reason as in `common`.
 const RUN: &[(&str, usize)] = &[
-    ("matmul_plain", 16),
-    ("matmul_vec4", 20),
-    ("matmul_tile", 60),
-    ("matmul_subgroup", 40),
-    ("matmul_reduce", 12),
+    ("matmul_plain", 19),
+    ("matmul_vec4", 23),
+    ("matmul_tile", 69),
+    ("matmul_subgroup", 46),
+    ("matmul_reduce", 15),
     ("head", 38),
 ];
 

@@ -5,6 +5,7 @@ mod bench;
 mod files;
 mod input;
 mod logits;
+mod losses;
 mod quality;
 mod rows;
 mod tables;
