@@ -25,7 +25,7 @@ fn train(largest: Option<u64>) -> Result<([bool; 2], String)> {
     };
     let student = Weights::init(&[8, 3], Activation::Relu, Initializer::He, 1)?;
     let loss = Loss { temperature: 2.0, hard_weight: 0.5, soft_weight: 0.5, ..Loss::HARD };
-    let replica = Replica { seed: 1, lr: 0.1, loss, student };
+    let replica = Replica { seed: 1, lr: 0.1, loss, schedules: Schedules::default(), student };
     let logits = (0..4000 * 3).map(|i| (i * 13 % 29) as f32 / 7.0).collect();
     let logits = Member::cached(&gpu, 3, logits, None)?;
     let apart = matches!(logits, Member::Rows(..));
