@@ -10,6 +10,7 @@ use limbeck::distill::infer::Inference;
 use limbeck::distill::step::{Loss, Optimizer, Teacher};
 use limbeck::gpu::{AdapterChoice, Gpu};
 use limbeck::kernels::adam::Adam;
+use limbeck::kernels::head::Soft;
 use limbeck::kernels::matmul::Activation;
 use limbeck::mlp::Mlp;
 use limbeck::mlp::weights::{Layer, Model, ReadOptions, Weights};
@@ -44,6 +45,11 @@ struct Case {
     soft_weight: f64,
     smoothing: f64,
     optimizer: Options,
+    loss: Option<String>,
+    #[serde(default)]
+    a: f64,
+    #[serde(default)]
+    b: f64,
 }
 
 #[derive(Deserialize)]
@@ -75,6 +81,23 @@ impl Options {
         };
         if keras { Optimizer::KerasAdam(adam) } else { Optimizer::Adam(adam) }
     }
+}
+
+/// A soft loss by the name that `make_fixtures.py` has for it.
+fn soft(name: &str, a: f64, b: f64) -> Soft {
+    let (loss, standardise) = match name {
+        "forward_kl" => (SoftLoss::ForwardKl, false),
+        "reverse_kl" => (SoftLoss::ReverseKl, false),
+        "symmetric" => (SoftLoss::Symmetric, false),
+        "jsd" => (SoftLoss::Jsd { beta: b }, false),
+        "dkd" => (SoftLoss::Dkd { alpha: a, beta: b }, false),
+        "mse" => (SoftLoss::Mse, false),
+        "sigmoid" => (SoftLoss::Sigmoid, false),
+        "lskd" => (SoftLoss::ForwardKl, true),
+        "lskd_dkd" => (SoftLoss::Dkd { alpha: a, beta: b }, true),
+        other => panic!("no loss `{other}`"),
+    };
+    Soft { loss, standardise }
 }
 
 /// A fixture: what was run, and every tensor as f64.
@@ -142,7 +165,7 @@ fn run(
         hard_weight: case.hard_weight,
         soft_weight: case.soft_weight,
         smoothing: case.smoothing,
-        ..Loss::HARD
+        soft: soft(case.loss.as_deref().unwrap_or("forward_kl"), case.a, case.b),
     };
     let steps = fixture.tensors["losses"].0[0] as u64;
     let recipe = Recipe {
@@ -269,22 +292,13 @@ struct Line {
 impl Line {
     fn ours(&self) -> RowLoss {
         let (a, b) = (self.a.unwrap_or_default(), self.b.unwrap_or_default());
-        let soft = |loss: SoftLoss, standardise| {
-            loss.evaluate(&self.z, &self.v, Some(self.label), self.temperature, standardise)
-        };
         match self.loss.as_str() {
             "cross_entropy" => cross_entropy(&self.z, self.label, 0.0),
             "label_smoothing" => cross_entropy(&self.z, self.label, self.e.expect("e")),
-            "forward_kl" => soft(SoftLoss::ForwardKl, false),
-            "reverse_kl" => soft(SoftLoss::ReverseKl, false),
-            "symmetric" => soft(SoftLoss::Symmetric, false),
-            "jsd" => soft(SoftLoss::Jsd { beta: b }, false),
-            "dkd" => soft(SoftLoss::Dkd { alpha: a, beta: b }, false),
-            "mse" => soft(SoftLoss::Mse, false),
-            "sigmoid" => soft(SoftLoss::Sigmoid, false),
-            "lskd" => soft(SoftLoss::ForwardKl, true),
-            "lskd_dkd" => soft(SoftLoss::Dkd { alpha: a, beta: b }, true),
-            other => panic!("no loss `{other}`"),
+            name => {
+                let Soft { loss, standardise } = soft(name, a, b);
+                loss.evaluate(&self.z, &self.v, Some(self.label), self.temperature, standardise)
+            }
         }
     }
 }

@@ -149,8 +149,12 @@ def run_torch(case, layers, teacher, order):
             v = teacher(x)
         z = student(x)
         hard = F.cross_entropy(z, y, label_smoothing=case.get("smoothing", 0.0))
-        log_q, log_p = F.log_softmax(z / t, 1), F.log_softmax(v / t, 1)
-        soft = t**2 * F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+        if "loss" in case:
+            loss, options = LOSSES[case["loss"]]
+            soft = torch.stack([loss(*row, t, *options.values()) for row in zip(z, v, y.tolist())]).mean()
+        else:
+            log_q, log_p = F.log_softmax(z / t, 1), F.log_softmax(v / t, 1)
+            soft = t**2 * F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
         total = case["hard_weight"] * hard + case["soft_weight"] * soft
         optimizer.zero_grad()
         total.backward()
@@ -196,6 +200,15 @@ CASES = [
 ]
 
 
+SMALL = dict(sizes=[64, 12, 10], activation="relu", batch=32, **alpha(0.5))
+LOSS_CASES = [
+    dict(name=f"torch-loss-{loss.replace('_', '-')}", loss=loss, temperature=t, **SMALL,
+         optimizer=dict(kind="sgd", lr=lr, momentum=0.9))
+    for loss, t, lr in [("reverse_kl", 2.0, 0.02), ("symmetric", 3.0, 0.02), ("jsd", 2.0, 0.05), ("dkd", 4.0, 0.005),
+                        ("mse", 1.0, 0.02), ("sigmoid", 2.0, 0.005), ("lskd", 2.0, 0.02), ("lskd_dkd", 2.0, 0.01)]
+]
+
+
 def flat(prefix, layers):
     return {f"{prefix}.{i}.{k}": v for i, l in enumerate(layers) for k, v in zip(("weight", "bias"), l)}
 
@@ -213,8 +226,8 @@ def trained_teacher(rng):
     return model
 
 
-def runs(rng, teacher):
-    for case in CASES:
+def runs(rng, teacher, cases):
+    for case in cases:
         keras_run = case["name"].startswith("keras")
         layers = first_weights(case["sizes"], rng)
         order = rng.permutation(len(X))[: case.get("rows", STEPS * case["batch"])]
@@ -226,7 +239,8 @@ def runs(rng, teacher):
         options = dict(case["optimizer"])
         if "betas" in options:
             options["beta_1"], options["beta_2"] = options.pop("betas")
-        said = dict(smoothing=0.0) | case | dict(framework="keras" if keras_run else "torch", optimizer=defaults | options)
+        loss = LOSSES[case["loss"]][1] if "loss" in case else {}
+        said = dict(smoothing=0.0) | loss | case | dict(framework="keras" if keras_run else "torch", optimizer=defaults | options)
         tensors = flat("first", layers) | flat("last", last)
         tensors |= dict(order=order.astype(np.int32), losses=np.array(losses, np.float64))
         save_file(tensors, HERE / f"{case['name']}.safetensors", {"case": json.dumps(said)})
@@ -317,8 +331,9 @@ def main():
     torch.set_num_threads(1)
     teacher = trained_teacher(rng)
     models(teacher)
-    runs(rng, teacher)
+    runs(rng, teacher, CASES)
     losses(rng)
+    runs(rng, teacher, LOSS_CASES)
 
 
 main()
