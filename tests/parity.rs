@@ -88,6 +88,7 @@ fn soft(name: &str, a: f64, b: f64) -> Soft {
     let (loss, standardise) = match name {
         "forward_kl" => (SoftLoss::ForwardKl, false),
         "reverse_kl" => (SoftLoss::ReverseKl, false),
+        "clipped_kl" => (SoftLoss::ClippedKl { clip: 1e-7 }, false),
         "symmetric" => (SoftLoss::Symmetric, false),
         "jsd" => (SoftLoss::Jsd { beta: b }, false),
         "dkd" => (SoftLoss::Dkd { alpha: a, beta: b }, false),
@@ -234,7 +235,7 @@ fn pytorch_step_for_step() {
     held_to("torch");
 }
 
-/// The comparison can fail: the other framework's place for epsilon is seen.
+/// The comparison can fail: the other framework's place for epsilon is seen, and a clip that is left out.
 #[test]
 fn another_convention_is_seen() {
     let gpu = Gpu::open(&AdapterChoice::default()).expect("an adapter");
@@ -245,6 +246,12 @@ fn another_convention_is_seen() {
     let fixture = Fixture::read(&folder().join("keras-adam-tanh.safetensors"));
     let (_, last) = run(&gpu, &data, &teacher, &fixture, false);
     assert!(distance(&last, &fixture.weights("last")) > 1e-3);
+    let mut fixture = Fixture::read(&folder().join("keras-clipped.safetensors"));
+    fixture.case.loss = None;
+    let (losses, last) = run(&gpu, &data, &teacher, &fixture, true);
+    let off = (losses[0][1] / fixture.tensors["losses"].1[1] - 1.0).abs();
+    println!("without the clip: losses {off:.1e}, weights {:.1e}", distance(&last, &fixture.weights("last")));
+    assert!(off > 1e-5);
 }
 
 /// Files that the frameworks saved, and what they themselves say of 16 test rows.
