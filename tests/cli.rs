@@ -180,6 +180,8 @@ fn train_distill_eval() {
         "--json",
     ]);
     assert_eq!(seen["evaluation"], result["test"]);
+    assert!(seen["quality"]["ece"].is_number() && seen["teacher"]["kl_reference_model"].is_number());
+    assert_eq!((&seen["quality"], &seen["teacher"]), (&result["quality"], &result["beside_teacher"]));
     assert_eq!(seen["weights_sha256"], result["weights_sha256"]);
 
     let bytes = fs::read(bench.path("student/student.safetensors")).expect("the student");

@@ -10,6 +10,7 @@ use limbeck::distill::infer::Inference;
 use limbeck::distill::step::{Loss, Optimizer, Teacher};
 use limbeck::gpu::{AdapterChoice, Gpu};
 use limbeck::kernels::adam::Adam;
+use limbeck::kernels::head::Soft;
 use limbeck::kernels::matmul::Activation;
 use limbeck::mlp::Mlp;
 use limbeck::mlp::weights::{Layer, Model, ReadOptions, Weights};
@@ -44,6 +45,11 @@ struct Case {
     soft_weight: f64,
     smoothing: f64,
     optimizer: Options,
+    loss: Option<String>,
+    #[serde(default)]
+    a: f64,
+    #[serde(default)]
+    b: f64,
 }
 
 #[derive(Deserialize)]
@@ -75,6 +81,24 @@ impl Options {
         };
         if keras { Optimizer::KerasAdam(adam) } else { Optimizer::Adam(adam) }
     }
+}
+
+/// A soft loss by the name that `make_fixtures.py` has for it.
+fn soft(name: &str, a: f64, b: f64) -> Soft {
+    let (loss, standardise) = match name {
+        "forward_kl" => (SoftLoss::ForwardKl, false),
+        "reverse_kl" => (SoftLoss::ReverseKl, false),
+        "clipped_kl" => (SoftLoss::ClippedKl { clip: 1e-7 }, false),
+        "symmetric" => (SoftLoss::Symmetric, false),
+        "jsd" => (SoftLoss::Jsd { beta: b }, false),
+        "dkd" => (SoftLoss::Dkd { alpha: a, beta: b }, false),
+        "mse" => (SoftLoss::Mse, false),
+        "sigmoid" => (SoftLoss::Sigmoid, false),
+        "lskd" => (SoftLoss::ForwardKl, true),
+        "lskd_dkd" => (SoftLoss::Dkd { alpha: a, beta: b }, true),
+        other => panic!("no loss `{other}`"),
+    };
+    Soft { loss, standardise }
 }
 
 /// A fixture: what was run, and every tensor as f64.
@@ -142,7 +166,7 @@ fn run(
         hard_weight: case.hard_weight,
         soft_weight: case.soft_weight,
         smoothing: case.smoothing,
-        ..Loss::HARD
+        soft: soft(case.loss.as_deref().unwrap_or("forward_kl"), case.a, case.b),
     };
     let steps = fixture.tensors["losses"].0[0] as u64;
     let recipe = Recipe {
@@ -211,7 +235,7 @@ fn pytorch_step_for_step() {
     held_to("torch");
 }
 
-/// The comparison can fail: the other framework's place for epsilon is seen.
+/// The comparison can fail: the other framework's place for epsilon is seen, and a clip that is left out.
 #[test]
 fn another_convention_is_seen() {
     let gpu = Gpu::open(&AdapterChoice::default()).expect("an adapter");
@@ -222,6 +246,12 @@ fn another_convention_is_seen() {
     let fixture = Fixture::read(&folder().join("keras-adam-tanh.safetensors"));
     let (_, last) = run(&gpu, &data, &teacher, &fixture, false);
     assert!(distance(&last, &fixture.weights("last")) > 1e-3);
+    let mut fixture = Fixture::read(&folder().join("keras-clipped.safetensors"));
+    fixture.case.loss = None;
+    let (losses, last) = run(&gpu, &data, &teacher, &fixture, true);
+    let off = (losses[0][1] / fixture.tensors["losses"].1[1] - 1.0).abs();
+    println!("without the clip: losses {off:.1e}, weights {:.1e}", distance(&last, &fixture.weights("last")));
+    assert!(off > 1e-5);
 }
 
 /// Files that the frameworks saved, and what they themselves say of 16 test rows.
@@ -269,22 +299,13 @@ struct Line {
 impl Line {
     fn ours(&self) -> RowLoss {
         let (a, b) = (self.a.unwrap_or_default(), self.b.unwrap_or_default());
-        let soft = |loss: SoftLoss, standardise| {
-            loss.evaluate(&self.z, &self.v, Some(self.label), self.temperature, standardise)
-        };
         match self.loss.as_str() {
             "cross_entropy" => cross_entropy(&self.z, self.label, 0.0),
             "label_smoothing" => cross_entropy(&self.z, self.label, self.e.expect("e")),
-            "forward_kl" => soft(SoftLoss::ForwardKl, false),
-            "reverse_kl" => soft(SoftLoss::ReverseKl, false),
-            "symmetric" => soft(SoftLoss::Symmetric, false),
-            "jsd" => soft(SoftLoss::Jsd { beta: b }, false),
-            "dkd" => soft(SoftLoss::Dkd { alpha: a, beta: b }, false),
-            "mse" => soft(SoftLoss::Mse, false),
-            "sigmoid" => soft(SoftLoss::Sigmoid, false),
-            "lskd" => soft(SoftLoss::ForwardKl, true),
-            "lskd_dkd" => soft(SoftLoss::Dkd { alpha: a, beta: b }, true),
-            other => panic!("no loss `{other}`"),
+            name => {
+                let Soft { loss, standardise } = soft(name, a, b);
+                loss.evaluate(&self.z, &self.v, Some(self.label), self.temperature, standardise)
+            }
         }
     }
 }

@@ -17,6 +17,7 @@ use crate::mlp::weights::Model;
 use crate::reference::{Matrix, metrics};
 use crate::report::metrics_file::Line;
 use crate::report::progress::Progress;
+use crate::report::quality::{Comparison, Quality};
 use crate::train::checkpoint::Checkpoint;
 use crate::train::run_dir::{self, Begin, Record, RunDir};
 use crate::train::session::{Session, Watcher, retrying};
@@ -120,6 +121,10 @@ pub struct Outcome {
     validation: Option<Evaluation>,
     /// On the test rows, which nothing was chosen by; evaluated once, at the end.
     test: Option<Evaluation>,
+    /// More of the same: calibration, classes, confusion.
+    quality: Option<Quality>,
+    /// And beside the teacher: divergence, flips.
+    beside_teacher: Option<Comparison>,
 }
 
 /// Opens the device and attempts the run, again after a fault of the device where that was asked for.
@@ -203,14 +208,15 @@ impl Job<'_> {
             }
             _ => last,
         };
-        let test = match self.split.test.as_ref().filter(|t| t.labels.is_some()) {
-            Some(rows) => {
-                let seen = self.evaluate(run.students(), rows, OnDisk::Test)?;
-                dir.metrics.write(&seen.line("test", run))?;
-                Some(seen)
-            }
-            None => None,
-        };
+        let (mut test, mut quality, mut beside_teacher) = (None, None, None);
+        if let Some((rows, labels)) = self.split.test.as_ref().and_then(|t| Some((t, t.labels.as_ref()?))) {
+            let (z, v) = self.outputs(run.students(), rows, OnDisk::Test)?;
+            let seen = evaluate(&z, rows, v.as_ref())?;
+            dir.metrics.write(&seen.line("test", run))?;
+            test = Some(seen);
+            quality = Some(Quality::of(&z, labels, rows.class_names.as_deref())?);
+            beside_teacher = v.map(|v| Comparison::of(&z, &v, labels)).transpose()?;
+        }
         dir.metrics.sync()?;
         let weights = run.students().read_blocking(self.gpu)?.swap_remove(0);
         let model = dir.root.join(self.file);
@@ -233,6 +239,8 @@ impl Job<'_> {
             rows_per_second: trained / seconds,
             validation,
             test,
+            quality,
+            beside_teacher,
         };
         dir.write_summary(&outcome)?;
         Ok(outcome)
@@ -243,8 +251,14 @@ impl Job<'_> {
     }
 
     fn evaluate(&self, student: &Mlp, rows: &Dataset, on_disk: OnDisk) -> Result<Evaluation> {
+        let (z, v) = self.outputs(student, rows, on_disk)?;
+        evaluate(&z, rows, v.as_ref())
+    }
+
+    /// The student's logits and, where it can be asked, the teacher's.
+    fn outputs(&self, student: &Mlp, rows: &Dataset, on_disk: OnDisk) -> Result<(Matrix, Option<Matrix>)> {
         let teacher = self.teachers.map(|t| t.judge(self.gpu, rows, on_disk)).transpose()?.flatten();
-        evaluate(&logits(self.gpu, student, rows)?, rows, teacher.as_ref())
+        Ok((logits(self.gpu, student, rows)?, teacher))
     }
 }
 
@@ -353,6 +367,15 @@ impl Outcome {
         }
         if let Some(e) = &self.test {
             println!("test        {}", e.text());
+        }
+        if let Some(q) = &self.quality {
+            let flips = self.beside_teacher.map(|c| {
+                format!(
+                    ", KL(teacher || student) {:.4}, {} negative flips",
+                    c.kl_reference_model, c.negative_flips
+                )
+            });
+            println!("            Brier {:.4}, ECE {:.4}{}", q.brier, q.ece, flips.unwrap_or_default());
         }
         println!("model       {}", self.model.display());
         Ok(())

@@ -241,6 +241,35 @@ impl TeacherArgs {
     }
 }
 
+/// Several teachers' logits as one's, as shaders/ensemble.wgsl: their mean, or T times the logarithm of the
+/// mean of their probabilities at T.
+fn joint(members: &[Matrix], rule: Rule, temperature: f64) -> Matrix {
+    let (rows, classes) = members.first().map_or((0, 0), |m| (m.rows, m.cols));
+    let count = members.len() as f64;
+    let mut all = Matrix::zeros(rows, classes);
+    for r in 0..rows {
+        // The logarithm of a sum of exponentials, safe whatever their size.
+        let log_sum = |values: &mut dyn Iterator<Item = f64>| {
+            let values: Vec<f64> = values.collect();
+            let top = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            top + values.iter().map(|v| (v - top).exp()).sum::<f64>().ln()
+        };
+        let scaled = |m: &Matrix, c: usize| m.row(r)[c] / temperature;
+        let sums: Vec<f64> =
+            members.iter().map(|m| log_sum(&mut (0..classes).map(|c| scaled(m, c)))).collect();
+        for (c, to) in all.row_mut(r).iter_mut().enumerate() {
+            *to = match rule {
+                Rule::Geometric => members.iter().map(|m| m.row(r)[c]).sum::<f64>() / count,
+                Rule::Arithmetic => {
+                    let logs = &mut members.iter().zip(&sums).map(|(m, sum)| scaled(m, c) - sum);
+                    temperature * (log_sum(logs) - count.ln())
+                }
+            };
+        }
+    }
+    all
+}
+
 impl Teachers {
     /// Whether there is none: the loss does without.
     pub fn is_empty(&self) -> bool {
@@ -275,22 +304,7 @@ impl Teachers {
         if members.len() == 1 {
             return Ok(members.pop());
         }
-        let (n, k) = (rows.rows(), members.first().map_or(0, |m| m.cols));
-        let mut mean = Matrix::zeros(n, k);
-        for member in &members {
-            for r in 0..n {
-                let row = member.row(r);
-                let top = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-                let sum: f64 = row.iter().map(|v| ((v - top) / self.temperature).exp()).sum();
-                for (to, v) in mean.row_mut(r).iter_mut().zip(row) {
-                    *to += match self.rule {
-                        Rule::Arithmetic => ((v - top) / self.temperature).exp() / sum,
-                        Rule::Geometric => *v,
-                    };
-                }
-            }
-        }
-        Ok(Some(mean))
+        Ok(Some(joint(&members, self.rule, self.temperature)))
     }
 
     /// What the run record says of them: sha256 of each network's weights and of each set of logits.
@@ -315,5 +329,27 @@ impl Teachers {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn several_teachers_as_one() {
+        // At T = 2 the first says 9:1, the second 1:3; and one so sure that f64 has no other class left.
+        let two = |p: [f64; 2]| p.map(|p: f64| 2.0 * p.ln() + 5.0).to_vec();
+        let a = Matrix::new(2, 2, [two([0.9, 0.1]), vec![0.0, 4000.0]].concat());
+        let b = Matrix::new(2, 2, [two([0.25, 0.75]), vec![1.0, 3999.0]].concat());
+        let mean = joint(&[a.clone(), b.clone()], Rule::Arithmetic, 2.0);
+        for (found, p) in mean.row(0).iter().zip([0.575_f64, 0.425]) {
+            assert!((found - 2.0 * p.ln()).abs() < 1e-12, "{found}");
+        }
+        // log of (e^-2000 + e^-1999) / 2 and of 1.
+        let wanted = 2.0 * (-1999.0 + (1.0 + (-1.0_f64).exp()).ln() - 2.0_f64.ln());
+        assert!((mean.row(1)[0] - wanted).abs() < 1e-9 && mean.row(1)[1].abs() < 1e-12, "{:?}", mean.row(1));
+        let mean = joint(&[a.clone(), b], Rule::Geometric, 2.0);
+        assert!((mean.row(1)[0] - 0.5).abs() < 1e-12 && (mean.row(1)[1] - 3999.5).abs() < 1e-12);
     }
 }

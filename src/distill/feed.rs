@@ -41,6 +41,7 @@ struct Stream<'d> {
 }
 
 /// Rows that outlive the feed, or that it keeps alive.
+#[derive(Clone)]
 enum Held<'d> {
     Borrowed(&'d Dataset),
     Shared(Arc<Dataset>),
@@ -125,8 +126,14 @@ impl<'d> Feed<'d> {
                 other => return other,
             }
         }
-        let most = 2 * SLOTS as usize;
-        Self::window(gpu, data, labels, [orders, order_len], batch, memory, most)
+        let mut most = 2 * SLOTS as usize;
+        loop {
+            match Self::window(gpu, data.clone(), labels, [orders, order_len], batch, memory, most) {
+                // Not even for the window: a smaller one.
+                Err(Error::Device { .. }) if memory.is_none() && most > 2 && gpu.check().is_ok() => most /= 2,
+                other => return other,
+            }
+        }
     }
 
     /// More columns of the same rows, such as a teacher's logits: taken in the same order, staged beside

@@ -105,7 +105,7 @@ impl Step {
     /// Records the step for the given students, whose losses are of one kind.
     ///
     /// # Errors
-    /// [`Error::Usage`] where layers, classes and data do not fit; [`Error::Device`] for memory
+    /// [`crate::Error::Usage`] where layers, classes and data do not fit; [`crate::Error::Device`] for memory
     /// and limits.
     pub fn record(
         gpu: &Gpu,
@@ -216,7 +216,7 @@ impl Step {
     /// by a copy of their metrics, which arrive later as `what`.
     ///
     /// # Errors
-    /// [`Error::Device`] where the device is lost.
+    /// [`crate::Error::Device`] where the device is lost.
     pub fn submit<T>(
         &self,
         gpu: &Gpu,

@@ -43,7 +43,11 @@ impl Member {
         let rows = logits.len() / classes.max(1);
         let bytes = rows as u64 * classes.next_multiple_of(4) as u64 * 4;
         if bytes <= memory.unwrap_or(u64::MAX).min(gpu.max_binding()) {
-            return Ok(Self::Cached(Tensor::upload(gpu, "teacher.logits", [1, rows, classes], &logits)?));
+            match Tensor::upload(gpu, "teacher.logits", [1, rows, classes], &logits) {
+                // Too much for the device: they are streamed.
+                Err(Error::Device { .. }) if memory.is_none() && gpu.check().is_ok() => {}
+                other => return Ok(Self::Cached(other?)),
+            }
         }
         let set = Dataset::new("teacher logits", Elements::F32(logits), vec![classes], None, None)?;
         Ok(Self::Rows(Arc::new(set), memory))

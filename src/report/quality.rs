@@ -9,7 +9,7 @@ use crate::report::stats::mcnemar;
 use crate::report::table::render;
 
 /// Beyond so many classes nobody reads a table with a row and a column for each.
-const MOST_CLASSES: usize = 1000;
+const MOST_CLASSES: usize = 100;
 /// Beyond so many, not on a terminal either.
 const MOST_PRINTED: usize = 20;
 
@@ -45,7 +45,7 @@ pub struct Quality {
     pub ece: f64,
     /// Class by class.
     pub classes: Vec<ClassQuality>,
-    /// `confusion[label][prediction]` counts rows; `None` beyond 1000 classes.
+    /// `confusion[label][prediction]` counts rows; `None` beyond 100 classes.
     pub confusion: Option<Vec<Vec<usize>>>,
 }
 

@@ -540,6 +540,10 @@ fn check_finite(step: u64, replica: usize, tally: &Tally) -> Result<()> {
 }
 
 #[cfg(test)]
+#[path = "no_room_tests.rs"]
+mod no_room;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

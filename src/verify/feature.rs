@@ -1,4 +1,4 @@
-//! The feature losses against [`reference::features`].
+//! The feature losses against [`crate::reference::features`].
 
 use crate::error::Result;
 use crate::gpu::device::Gpu;

@@ -11,8 +11,9 @@ step and the last weights.
 
 How the two conventions meet limbeck's:
 - Keras's alpha is the weight of the hard loss, 1 - alpha that of the soft one.
-- KLDivergence clips both probabilities to [1e-7, 1]. Away from saturation that changes nothing; each case shows
-  here that no probability of its run came near.
+- KLDivergence clips both probabilities to [1e-7, 1]. Away from saturation that changes nothing; each case but one
+  shows here that no probability of its run came near. The one, keras-clipped, clips in every step, and is held to
+  limbeck's loss with that clip.
 - Keras's Adam adds epsilon to sqrt(v) before v is corrected for its start at 0, PyTorch's after: limbeck has both.
 - SGD's velocity has the learning rate inside in Keras and outside in PyTorch; with a constant rate it is the same.
 
@@ -126,14 +127,16 @@ def run_keras(case, layers, teacher, order):
     model = Distiller(student, keras_mlp(teacher, "relu"), case["hard_weight"], case["temperature"])
     model.compile(optimizer=kind(**options))
     model.build((None, 64))
-    losses = []
+    losses, clipped = [], 0
     for rows in batches(order, case["batch"]):
         x, y = X[rows], Y[rows]
         hard, soft, smallest = (float(v) for v in model.parts(x, y, student(x)))
-        assert smallest > 1e-6, f"{case['name']}: a probability of {smallest}, near Keras's clip"
+        clipped += smallest < 1e-7
+        assert "loss" in case or smallest > 1e-6, f"{case['name']}: a probability of {smallest}, near the clip"
         total = float(model.train_on_batch(x, y))
         assert abs(total - case["hard_weight"] * hard - case["soft_weight"] * soft) < 1e-5 * total
         losses.append([hard, soft, total])
+    assert "loss" not in case or clipped == STEPS, f"{case['name']}: only {clipped} steps clip"
     return losses, keras_layers(student)
 
 
@@ -149,8 +152,12 @@ def run_torch(case, layers, teacher, order):
             v = teacher(x)
         z = student(x)
         hard = F.cross_entropy(z, y, label_smoothing=case.get("smoothing", 0.0))
-        log_q, log_p = F.log_softmax(z / t, 1), F.log_softmax(v / t, 1)
-        soft = t**2 * F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+        if "loss" in case:
+            loss, options = LOSSES[case["loss"]]
+            soft = torch.stack([loss(*row, t, *options.values()) for row in zip(z, v, y.tolist())]).mean()
+        else:
+            log_q, log_p = F.log_softmax(z / t, 1), F.log_softmax(v / t, 1)
+            soft = t**2 * F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
         total = case["hard_weight"] * hard + case["soft_weight"] * soft
         optimizer.zero_grad()
         total.backward()
@@ -196,6 +203,18 @@ CASES = [
 ]
 
 
+# A student that starts out sure and wrong: q is below the clip where p is not.
+CLIPPED = dict(name="keras-clipped", sure=6, sizes=[64, 24, 10], activation="relu", batch=32, temperature=0.5, **alpha(0.1),
+               loss="clipped_kl", optimizer=dict(kind="sgd", lr=0.01, momentum=0.9))
+SMALL = dict(sizes=[64, 12, 10], activation="relu", batch=32, **alpha(0.5))
+LOSS_CASES = [
+    dict(name=f"torch-loss-{loss.replace('_', '-')}", loss=loss, temperature=t, **SMALL,
+         optimizer=dict(kind="sgd", lr=lr, momentum=0.9))
+    for loss, t, lr in [("reverse_kl", 2.0, 0.02), ("symmetric", 3.0, 0.02), ("jsd", 2.0, 0.05), ("dkd", 4.0, 0.005),
+                        ("mse", 1.0, 0.02), ("sigmoid", 2.0, 0.005), ("lskd", 2.0, 0.02), ("lskd_dkd", 2.0, 0.01)]
+]
+
+
 def flat(prefix, layers):
     return {f"{prefix}.{i}.{k}": v for i, l in enumerate(layers) for k, v in zip(("weight", "bias"), l)}
 
@@ -213,10 +232,11 @@ def trained_teacher(rng):
     return model
 
 
-def runs(rng, teacher):
-    for case in CASES:
+def runs(rng, teacher, cases):
+    for case in cases:
         keras_run = case["name"].startswith("keras")
         layers = first_weights(case["sizes"], rng)
+        layers[-1] = tuple(v * np.float32(case.get("sure", 1)) for v in layers[-1])
         order = rng.permutation(len(X))[: case.get("rows", STEPS * case["batch"])]
         losses, last = (run_keras if keras_run else run_torch)(case, layers, torch_layers(teacher), order)
         # The frameworks' own defaults, spelt out.
@@ -226,7 +246,8 @@ def runs(rng, teacher):
         options = dict(case["optimizer"])
         if "betas" in options:
             options["beta_1"], options["beta_2"] = options.pop("betas")
-        said = dict(smoothing=0.0) | case | dict(framework="keras" if keras_run else "torch", optimizer=defaults | options)
+        loss = LOSSES[case["loss"]][1] if "loss" in case and not keras_run else {}
+        said = dict(smoothing=0.0) | loss | case | dict(framework="keras" if keras_run else "torch", optimizer=defaults | options)
         tensors = flat("first", layers) | flat("last", last)
         tensors |= dict(order=order.astype(np.int32), losses=np.array(losses, np.float64))
         save_file(tensors, HERE / f"{case['name']}.safetensors", {"case": json.dumps(said)})
@@ -317,8 +338,9 @@ def main():
     torch.set_num_threads(1)
     teacher = trained_teacher(rng)
     models(teacher)
-    runs(rng, teacher)
+    runs(rng, teacher, CASES)
     losses(rng)
+    runs(rng, teacher, [*LOSS_CASES, CLIPPED])
 
 
 main()
