@@ -2,6 +2,7 @@
 
 mod bench;
 mod faults;
+mod guard;
 #[cfg(unix)]
 mod interrupt;
 mod limits;
