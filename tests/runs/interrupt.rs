@@ -71,6 +71,26 @@ fn a_signal_leaves_a_checkpoint_and_exit_code_130() {
     }
 }
 
+/// Steps so long that the first signal has to wait for them.
+#[test]
+fn a_second_signal_ends_at_once() {
+    let bench = Bench::new();
+    let long = ["--layers", "64,1536,1536,10", "--batch-size", "3058", "--steps", "1000", "--log-every", "1"];
+    let data = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("data/optdigits");
+    let mut command = crate::bench::limbeck();
+    command.arg("train").arg("--data").arg(data).arg("--out").arg(bench.path("run")).args(long);
+    let run = Running::begin(&mut command);
+    until(|| bench.path("run/metrics.jsonl").metadata().is_ok_and(|m| m.len() > 0));
+    run.signal("TERM");
+    std::thread::sleep(Duration::from_millis(50));
+    run.signal("TERM");
+    let (code, said) = run.end();
+    assert_eq!(code, Some(130), "{said}");
+    assert!(said.contains("once more to end at once") && !said.contains("error:"), "{said}");
+    assert!(bench.checkpoints("run").is_empty(), "nothing was waited for");
+    assert_eq!(bench.json("run/run.json")["status"], "running");
+}
+
 #[test]
 fn killed_at_fifty_moments_it_ends_with_the_same_bits() {
     const KILLS: u64 = 50;

@@ -8,3 +8,5 @@ mod interrupt;
 mod limits;
 mod replay;
 mod same_bits;
+#[cfg(target_os = "linux")]
+mod soak;
