@@ -1,6 +1,6 @@
 # The front door. Each target is a line that can be typed by hand; `make help` lists them.
 .POSIX:
-.PHONY: help demo test test-drivers test-chromium test-interop doc lint ci driver cargo
+.PHONY: help demo test test-drivers test-chromium test-interop test-soak doc lint ci driver cargo
 
 help:
 	@echo 'make demo           train a teacher, distil a student, print the table'
@@ -8,6 +8,7 @@ help:
 	@echo 'make test-drivers   all tests on every software driver there is (Linux)'
 	@echo 'make test-chromium  all kernels through the compiler of a browser (Linux)'
 	@echo 'make test-interop   files in and out, held against Keras, onnxruntime and others from PyPI'
+	@echo 'make test-soak      200,000 steps: neither memory nor the time of a step may grow (Linux)'
 	@echo 'make doc            the library'"'"'s pages, in target/doc'
 	@echo 'make lint           formatting and clippy'
 	@echo 'make ci             what the CI runs; as root on a clean Debian'
@@ -25,6 +26,10 @@ test-drivers: cargo
 test-chromium: cargo
 	@sh scripts/apt.sh chromium chromium
 	cargo test --test chromium -- --nocapture
+
+# Takes minutes.
+test-soak: driver
+	cargo test --release --test runs -- --ignored --nocapture soak
 
 # Needs python3 and, the first time, the network.
 test-interop: driver

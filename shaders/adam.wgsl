@@ -19,6 +19,8 @@ struct Params {
     weight_decay: f32,
     // Workgroups in a row of the grid: big arenas are folded into y.
     width: u32,
+    // Vec4 from a replica's norms to the next's.
+    norms_replica: u32,
     beta_1: f32,
     beta_2: f32,
     // 1 - beta, rounded once from the exact difference: in f32 it would lose five digits.
@@ -35,6 +37,8 @@ struct Step {
 }
 
 const DECOUPLED: bool = false;
+// The gradient is multiplied with the scale that shaders/norm.wgsl found; 0 leaves everything as it is.
+const SCALED: bool = false;
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<uniform> slot: vec4<u32>;
@@ -43,6 +47,7 @@ const DECOUPLED: bool = false;
 @group(0) @binding(4) var<storage, read_write> weight: array<vec4<f32>>;
 @group(0) @binding(5) var<storage, read_write> moment_1: array<vec4<f32>>;
 @group(0) @binding(6) var<storage, read_write> moment_2: array<vec4<f32>>;
+@group(0) @binding(7) var<storage, read> norms: array<vec4<f32>>;
 
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
@@ -55,6 +60,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let lr = steps[first].lr;
     var w = weight[at];
     var g = gradient[at];
+    if SCALED {
+        let scale = norms[group.z * params.norms_replica + slot.x].y;
+        if scale == 0.0 {
+            return;
+        }
+        g *= scale;
+    }
     if DECOUPLED {
         w -= lr * params.weight_decay * w;
     } else {

@@ -14,6 +14,8 @@ struct Params {
     weight_decay: f32,
     // Workgroups in a row of the grid: big arenas are folded into y.
     width: u32,
+    // Vec4 from a replica's norms to the next's.
+    norms_replica: u32,
 }
 
 struct Step {
@@ -24,6 +26,8 @@ struct Step {
 }
 
 const NESTEROV: bool = false;
+// The gradient is multiplied with the scale that shaders/norm.wgsl found; 0 leaves everything as it is.
+const SCALED: bool = false;
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<uniform> slot: vec4<u32>;
@@ -31,6 +35,7 @@ const NESTEROV: bool = false;
 @group(0) @binding(3) var<storage, read> gradient: array<vec4<f32>>;
 @group(0) @binding(4) var<storage, read_write> weight: array<vec4<f32>>;
 @group(0) @binding(5) var<storage, read_write> momentum: array<vec4<f32>>;
+@group(0) @binding(6) var<storage, read> norms: array<vec4<f32>>;
 
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
@@ -43,7 +48,15 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let lr = steps[first].lr;
     let mu = steps[first].momentum;
     let w = weight[at];
-    let g = gradient[at] + params.weight_decay * w;
+    var g = gradient[at];
+    if SCALED {
+        let scale = norms[group.z * params.norms_replica + slot.x].y;
+        if scale == 0.0 {
+            return;
+        }
+        g *= scale;
+    }
+    g += params.weight_decay * w;
     let m = mu * momentum[at] + g;
     momentum[at] = m;
     weight[at] = w - lr * select(m, g + mu * m, NESTEROV);

@@ -89,11 +89,13 @@ fn the_step_is_the_same_struct_everywhere() {
     let mut seen = BTreeSet::new();
     for (kernel, _, reflection) in all() {
         let (steps, slot) = (named(&reflection, "steps"), named(&reflection, "slot"));
-        assert_eq!(steps.is_some(), slot.is_some(), "{}: steps and slot go together", kernel.name);
-        let (Some(steps), Some(slot)) = (steps, slot) else { continue };
+        if let Some(slot) = slot {
+            assert_eq!((slot.access, slot.size), (Access::Uniform, 16), "{}", kernel.name);
+        }
+        let Some(steps) = steps else { continue };
+        assert!(slot.is_some(), "{}: which of the steps?", kernel.name);
         assert_same(&steps.members, Step::FIELDS, kernel.name);
         assert_eq!((steps.access, steps.size), (Access::Read, size_of::<Step>()), "{}", kernel.name);
-        assert_eq!((slot.access, slot.size), (Access::Uniform, 16), "{}", kernel.name);
         seen.insert(kernel.name);
     }
     assert_eq!(

@@ -2,7 +2,7 @@
 
 use limbeck::data::{Dataset, Elements};
 use limbeck::distill::infer::Inference;
-use limbeck::distill::{Loss, Optimizer, Teacher};
+use limbeck::distill::{Guard, Loss, Optimizer, Teacher};
 use limbeck::error::{Error, Result};
 use limbeck::gpu::plan::Work;
 use limbeck::gpu::readback::Flights;
@@ -46,6 +46,7 @@ fn run<'a>(gpu: &'a Gpu, data: &'a Dataset, steps: u64) -> Result<Run<'a>> {
         optimizer: Optimizer::Sgd { momentum: 0.9, nesterov: false, weight_decay: 0.0 },
         shuffle: true,
         log_every: 1,
+        guard: Guard::default(),
     };
     let replica =
         Replica { seed: 1, lr: 0.1, loss: Loss::HARD, schedules: Default::default(), student: student() };
@@ -169,7 +170,7 @@ fn memory_that_is_written_and_used_twice_is_refused() {
     let (weight, gradient, momentum) = (tensor("w"), tensor("g"), tensor("m"));
     let ring = step::ring(&gpu, 3).expect("memory");
     let record = |g: &Tensor, w: &Tensor, m: &Tensor| {
-        sgd::record(&mut Plan::new(&gpu), "update", false, 0.0, &ring, g, w, m)
+        sgd::record(&mut Plan::new(&gpu), "update", false, 0.0, &ring, g, w, m, None)
     };
     record(&gradient, &weight, &momentum).expect("three buffers");
     for (g, w, m) in [

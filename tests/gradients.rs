@@ -3,7 +3,7 @@
 
 use limbeck::data::{self, Dataset, Elements};
 use limbeck::distill::infer::Inference;
-use limbeck::distill::{Feed, Loss, Optimizer, Step, Teacher};
+use limbeck::distill::{Feed, Guard, Loss, Optimizer, Step, Teacher};
 use limbeck::gpu::plan::Traced;
 use limbeck::gpu::{AdapterChoice, Gpu};
 use limbeck::kernels::adam::Adam;
@@ -109,8 +109,8 @@ fn whole_network(activation: Activation, sizes: &[usize], replicas: usize, rows:
     let orders: Vec<Vec<u32>> =
         (0..replicas as u64).map(|r| limbeck::rng::permutation(r, 0, set.rows() as u32)).collect();
     feed.order.write(&gpu, &orders.concat()).expect("an order");
-    let step =
-        Step::record(&gpu, &feed, &Teacher::Live(teacher), LOSS.soft, &students, SGD, batch).expect("a step");
+    let (teacher, guard) = (Teacher::Live(teacher), Guard::default());
+    let step = Step::record(&gpu, &feed, &teacher, LOSS.soft, &students, SGD, guard, batch).expect("a step");
     let scalars: Vec<_> = (0..replicas).map(|_| step.scalars(1, 2, rows, 0.25, &LOSS)).collect();
     step.prepare(&gpu, &scalars).expect("scalars");
     let trace = Trace(step.program().trace_blocking(&gpu).expect("a trace"));
@@ -220,7 +220,14 @@ fn digits(rows: usize) -> Dataset {
 }
 
 fn recipe(optimizer: Optimizer, steps: u64) -> Recipe {
-    Recipe { batch: 64, length: Length::Steps(steps), optimizer, shuffle: true, log_every: 1 }
+    Recipe {
+        batch: 64,
+        length: Length::Steps(steps),
+        optimizer,
+        shuffle: true,
+        log_every: 1,
+        guard: Guard::default(),
+    }
 }
 
 fn teacher(gpu: &Gpu) -> Mlp {

@@ -94,6 +94,8 @@ fn every_kernel_and_every_combination_of_constants_is_among_the_cases() {
         let kernel = kernels::all().into_iter().find(|k| k.name == name).expect(name);
         assert_eq!(of(name), (kernel.variants)().len(), "{name}");
     }
+    // Both of norm's dispatches are in every case.
+    assert_eq!(2 * of("norm"), (kernels::norm::KERNEL.variants)().len());
     // Three members of an ensemble are three variants: the first, one in the middle, the last.
     assert_eq!(3 * of("ensemble"), (kernels::ensemble::KERNEL.variants)().len());
     // Of the feature losses each is a kernel.
@@ -115,7 +117,7 @@ fn every_kernel_and_every_combination_of_constants_is_among_the_cases() {
     assert_eq!(products.len(), expected);
     // The yardsticks of bench compute nothing that a run uses.
     let yardsticks = 2;
-    assert_eq!(kernels::all().len(), 8 + matmul_kernels() + yardsticks, "a kernel that no case runs");
+    assert_eq!(kernels::all().len(), 9 + matmul_kernels() + yardsticks, "a kernel that no case runs");
 }
 
 /// Distinct shaders of the family.

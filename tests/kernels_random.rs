@@ -11,7 +11,7 @@ use limbeck::kernels::matmul::Choice;
 use limbeck::reference::SoftLoss;
 use limbeck::verify::head::From;
 use limbeck::verify::matmul::{Ends, Shared};
-use limbeck::verify::{Case, Data, Padding, adam, gather, head, matmul, metrics, sgd};
+use limbeck::verify::{Case, Data, Padding, adam, gather, head, matmul, metrics, norm, sgd};
 use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::{Config, RngSeed, TestRunner};
@@ -171,18 +171,28 @@ fn gather_and_metrics_hold_on_drawn_cases() {
 #[test]
 fn optimisers_hold_on_drawn_cases() {
     let shared = || (size(3000), 1..4_usize, any::<bool>(), data(), any::<u64>());
+    let scale = || select(vec![None, Some(0.0_f32), Some(0.25), Some(1.0)]);
+    let strategy = (shared(), prop_oneof![Just(None), (1e-6..1e6_f32).prop_map(Some)]).prop_map(
+        |((len, replicas, _, data, seed), clip)| Case::Norm(norm::Case { len, replicas, clip, data, seed }),
+    );
+    hold("norm", 150, strategy);
     let rates = || (1e-5..1.0_f32, prop_oneof![Just(0.0_f32), 1e-5..0.5_f32]);
-    let strategy = (shared(), rates(), 0.0..1.0_f32).prop_map(
-        |((len, replicas, nesterov, data, seed), (lr, weight_decay), momentum)| {
-            Case::Sgd(sgd::Case { len, replicas, nesterov, momentum, weight_decay, lr, data, seed })
+    let strategy = (shared(), rates(), 0.0..1.0_f32, scale()).prop_map(
+        |((len, replicas, nesterov, data, seed), (lr, weight_decay), momentum, scale)| {
+            Case::Sgd(sgd::Case { len, replicas, nesterov, momentum, weight_decay, lr, scale, data, seed })
         },
     );
     hold("sgd", 150, strategy);
     let fixed = (0.5..0.99_f64, 0.9..0.9999_f64, 1e-8..1e-3_f64, any::<bool>(), 1..5000_u64);
-    let strategy = (shared(), rates(), fixed).prop_map(
-        |((len, replicas, decoupled, data, seed), (lr, decay), (beta_1, beta_2, epsilon, keras, step))| {
+    let strategy = (shared(), rates(), fixed, scale()).prop_map(
+        |(
+            (len, replicas, decoupled, data, seed),
+            (lr, decay),
+            (beta_1, beta_2, epsilon, keras, step),
+            scale,
+        )| {
             let adam = Adam { beta_1, beta_2, epsilon, weight_decay: f64::from(decay), decoupled };
-            Case::Adam(adam::Case { len, replicas, adam, keras, step, lr, data, seed })
+            Case::Adam(adam::Case { len, replicas, adam, keras, step, lr, scale, data, seed })
         },
     );
     hold("adam", 150, strategy);

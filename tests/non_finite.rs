@@ -7,7 +7,7 @@ use limbeck::kernels::gather::{self, Source};
 use limbeck::kernels::head::{self, Head, Soft, Teacher};
 use limbeck::kernels::matmul::{Activation, Choice, Epilogue, Form, record_with};
 use limbeck::kernels::step::{self, Step};
-use limbeck::kernels::{metrics, sgd};
+use limbeck::kernels::{metrics, norm, sgd};
 
 const BAD: [f32; 3] = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY];
 
@@ -242,14 +242,33 @@ fn gather_and_optimisers_hand_on_what_is_not_finite() {
             let gradient = upload(gpu, [1, 1, 70], &gradient);
             let state = || [0, 1, 2].map(|_| upload(gpu, [1, 1, 70], &ones(70)));
             let [w, m, _] = state();
-            run(gpu, |plan| sgd::record(plan, "sgd", true, 0.0, &ring, &gradient, &w, &m));
+            run(gpu, |plan| sgd::record(plan, "sgd", true, 0.0, &ring, &gradient, &w, &m, None));
             for (i, w) in read(gpu, &w).iter().enumerate() {
                 assert_eq!(w.is_finite(), i != 65, "sgd {bad}, element {i}: {w}");
             }
+            // With its norm taken, it reaches nothing but the norm's row.
+            let norms = Tensor::zeros(gpu, "norms", [1, SLOTS as usize, norm::WIDTH]).expect("memory");
+            let [w, m, _] = state();
+            run(gpu, |plan| {
+                norm::record(plan, "norm", Some(1.0), &gradient, &norms)?;
+                sgd::record(plan, "sgd", true, 0.1, &ring, &gradient, &w, &m, Some(&norms))
+            });
+            let row = read(gpu, &norms);
+            assert!(!row[0].is_finite() && row[1].to_bits() == 0 && row[2].to_bits() == 1.0_f32.to_bits());
+            assert_eq!((read(gpu, &w), read(gpu, &m)), (ones(70), ones(70)), "sgd {bad}");
+            let [w, m, v] = state();
+            let fixed =
+                Adam { beta_1: 0.9, beta_2: 0.999, epsilon: 1e-8, weight_decay: 0.1, decoupled: true };
+            run(gpu, |plan| {
+                norm::record(plan, "norm", None, &gradient, &norms)?;
+                adam::record(plan, "adam", &fixed, &ring, &gradient, &w, [&m, &v], Some(&norms))
+            });
+            assert_eq!([w, m, v].map(|t| read(gpu, &t)), [0; 3].map(|_| ones(70)), "adam {bad}");
+
             let [w, m, v] = state();
             let fixed =
                 Adam { beta_1: 0.9, beta_2: 0.999, epsilon: 1e-8, weight_decay: 0.0, decoupled: false };
-            run(gpu, |plan| adam::record(plan, "adam", &fixed, &ring, &gradient, &w, [&m, &v]));
+            run(gpu, |plan| adam::record(plan, "adam", &fixed, &ring, &gradient, &w, [&m, &v], None));
             for (i, w) in read(gpu, &w).iter().enumerate() {
                 assert_eq!(w.is_finite(), i != 65, "adam {bad}, element {i}: {w}");
             }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use limbeck::data::{Dataset, optdigits};
 use limbeck::distill::infer::Inference;
-use limbeck::distill::step::{Loss, Optimizer, Teacher};
+use limbeck::distill::step::{Guard, Loss, Optimizer, Teacher};
 use limbeck::gpu::{AdapterChoice, Gpu};
 use limbeck::kernels::adam::Adam;
 use limbeck::kernels::head::Soft;
@@ -175,6 +175,7 @@ fn run(
         optimizer: case.optimizer.optimizer(keras),
         shuffle: false,
         log_every: 1,
+        guard: Guard::default(),
     };
     let walked = vec![fixture.tensors["order"].1.iter().map(|v| *v as u32).collect()];
     let student = fixture.weights("first");

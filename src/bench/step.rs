@@ -5,7 +5,7 @@ use std::time::Instant;
 use crate::bench::{Record, Times, peak::Peak};
 use crate::data::{Dataset, Elements};
 use crate::distill::Feed;
-use crate::distill::step::{Loss, Optimizer, Step, Teacher};
+use crate::distill::step::{Guard, Loss, Optimizer, Step, Teacher};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::gpu::plan::SLOTS;
@@ -88,8 +88,9 @@ impl<'a> Bench<'a> {
         let teacher = Teacher::Live(Mlp::upload(gpu, "teacher", &[network(pair.teacher, 99)?])?);
         let students =
             (0..pair.replicas as u64).map(|seed| network(pair.student, seed)).collect::<Result<Vec<_>>>()?;
-        let step =
-            Step::record(gpu, &feed, &teacher, LOSS.soft, &students, Optimizer::Adam(ADAM), pair.batch)?;
+        let optimizer = Optimizer::Adam(ADAM);
+        let guard = Guard::default();
+        let step = Step::record(gpu, &feed, &teacher, LOSS.soft, &students, optimizer, guard, pair.batch)?;
         Ok(Self { gpu, pair, step, done: 0, _feed: feed })
     }
 

@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use crate::cli::options::CALL;
 use crate::cli::teachers::ForeignArgs;
 use crate::data::{Dataset, Split};
-use crate::distill::step::Optimizer;
+use crate::distill::step::{Guard, Optimizer};
 use crate::error::{Error, Result};
 use crate::gpu::{AdapterChoice, Gpu};
 use crate::kernels::adam::Adam;
@@ -267,7 +267,8 @@ impl TrainingArgs {
         if matches!(length, Length::Steps(0) | Length::Epochs(0)) {
             return Err(Error::usage("--epochs or --steps", "at least 1", "0"));
         }
-        Ok(Recipe { batch: self.batch_size, length, optimizer, shuffle: !self.no_shuffle, log_every })
+        let (batch, shuffle, guard) = (self.batch_size, !self.no_shuffle, Guard::default());
+        Ok(Recipe { batch, length, optimizer, shuffle, log_every, guard })
     }
 
     /// Holds validation rows back where asked for.

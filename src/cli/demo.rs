@@ -6,7 +6,7 @@ use crate::cli::common::DeviceArgs;
 use crate::cli::job::{Evaluation, evaluate};
 use crate::data::{self, Dataset, UNLABELLED, split};
 use crate::distill::infer::Inference;
-use crate::distill::step::{Loss, Optimizer, Teacher};
+use crate::distill::step::{Guard, Loss, Optimizer, Teacher};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::kernels::adam::Adam;
@@ -170,6 +170,7 @@ impl<'a> Stage<'a> {
             optimizer: Optimizer::Adam(ADAM),
             shuffle: true,
             log_every: 50,
+            guard: Guard::default(),
         };
         let replicas = starts.iter().enumerate().map(|(seed, start)| Replica {
             seed: seed as u64,

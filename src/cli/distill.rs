@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::cli::common::{DeviceArgs, NetworkArgs, OptimizerName, OutputArgs, TrainingArgs};
 use crate::cli::data::{DataArgs, TrainRowsArgs, TransferArgs};
 use crate::cli::job::{Job, Outcome, run_on};
-use crate::cli::keep::KeepArgs;
+use crate::cli::keep::{GuardArgs, KeepArgs};
 use crate::cli::loss::{LossArgs, warn_of_labels};
 use crate::cli::options::Resolved;
 use crate::cli::seeds::Seeds;
@@ -54,6 +54,8 @@ pub struct Args {
     #[command(flatten)]
     training: TrainingArgs,
     #[command(flatten)]
+    guard: GuardArgs,
+    #[command(flatten)]
     keep: KeepArgs,
     #[command(flatten)]
     output: OutputArgs,
@@ -71,6 +73,7 @@ impl Args {
     pub fn check(&self) -> Result<()> {
         self.recipe()?;
         self.keep.settings()?;
+        self.guard.guard()?;
         self.teacher.check(&self.loss(true)?)
     }
 
@@ -104,7 +107,7 @@ struct Prepared {
 
 fn prepare(args: &Args) -> Result<Prepared> {
     args.check()?;
-    let recipe = args.recipe()?;
+    let recipe = Recipe { guard: args.guard.guard()?, ..args.recipe()? };
     let loss = args.loss(args.json())?;
     let schedules = args.loss.schedules(args.training.schedules());
     let classes = args.classes();

@@ -290,6 +290,7 @@ impl Watcher for Watch<'_, '_> {
             gradient_ratio: row.gradient_ratio.filter(|_| soft),
             lr: Some(row.lr),
             temperature: soft.then_some(row.temperature),
+            skipped: self.job.recipe.guard.skip.then_some(row.skipped),
         }
     }
 

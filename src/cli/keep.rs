@@ -4,9 +4,10 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use crate::cli::options::CALL;
+use crate::distill::step::Guard;
 use crate::error::{Error, Result};
 use crate::train::session::Settings;
 use crate::train::stop::Every;
@@ -85,5 +86,34 @@ pub fn interruptions() -> Result<&'static AtomicBool> {
     match set {
         Ok(()) => Ok(&ASKED),
         Err(what) => Err(Error::Run(format!("signals cannot be handled: {what}"))),
+    }
+}
+
+/// Against gradients that are too long or not finite.
+#[derive(Args)]
+#[command(next_help_heading = "Training")]
+pub struct GuardArgs {
+    /// Shorten the gradient of all weights to this norm where it is longer.
+    #[arg(long, value_name = "NORM")]
+    clip_norm: Option<f64>,
+    /// A loss or gradient that is not finite: stop the run, or skip the step, which then changes nothing.
+    #[arg(long, value_enum, default_value = "stop", value_name = "WHAT")]
+    on_nonfinite: OnNonFinite,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum OnNonFinite {
+    Stop,
+    Skip,
+}
+
+impl GuardArgs {
+    pub fn guard(&self) -> Result<Guard> {
+        match self.clip_norm {
+            Some(norm) if !(norm > 0.0 && norm.is_finite()) => {
+                Err(Error::usage("--clip-norm", "a number above 0", norm.to_string()))
+            }
+            clip => Ok(Guard { clip, skip: self.on_nonfinite == OnNonFinite::Skip }),
+        }
     }
 }

@@ -3,14 +3,14 @@
 use crate::cli::common::{DeviceArgs, NetworkArgs, OutputArgs, TrainingArgs};
 use crate::cli::data::{DataArgs, TrainRowsArgs};
 use crate::cli::job::{Job, Outcome, run_on};
-use crate::cli::keep::KeepArgs;
+use crate::cli::keep::{GuardArgs, KeepArgs};
 use crate::cli::options::Resolved;
 use crate::cli::teachers::ForeignArgs;
 use crate::distill::step::{Loss, Teacher};
 use crate::error::Result;
 use crate::gpu::Gpu;
-use crate::train::Replica;
 use crate::train::run_dir::Record;
+use crate::train::{Recipe, Replica};
 
 /// Trains a network on labels and writes a run's folder with model.safetensors in it.
 ///
@@ -31,6 +31,8 @@ pub struct Args {
     #[arg(long, default_value_t = 0.0, value_name = "SHARE", help_heading = "Training")]
     label_smoothing: f64,
     #[command(flatten)]
+    guard: GuardArgs,
+    #[command(flatten)]
     keep: KeepArgs,
     #[command(flatten)]
     output: OutputArgs,
@@ -48,6 +50,7 @@ impl Args {
     pub fn check(&self) -> Result<()> {
         self.training.recipe(self.output.log_every)?;
         self.keep.settings()?;
+        self.guard.guard()?;
         self.loss().map(|_| ())
     }
 
@@ -63,6 +66,7 @@ pub fn run(args: &Args, resolved: &Resolved, expected: Option<&Record>) -> Resul
     const FILE: &str = "model.safetensors";
     args.check()?;
     let recipe = args.training.recipe(args.output.log_every)?;
+    let recipe = Recipe { guard: args.guard.guard()?, ..recipe };
     let loss = args.loss()?;
     args.output.check(FILE)?;
     let split = args.data.load(true)?;

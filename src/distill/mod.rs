@@ -9,5 +9,5 @@ pub mod teacher;
 
 pub use feed::Feed;
 pub use loss::Loss;
-pub use step::{Optimizer, Step};
+pub use step::{Guard, Optimizer, Step};
 pub use teacher::{Member, Teacher};

@@ -11,7 +11,7 @@ use crate::gpu::plan::SLOTS;
 use crate::gpu::readback::Flights;
 use crate::gpu::{Gpu, Plan, Program, Tensor};
 use crate::kernels::head::{self, Head, Soft};
-use crate::kernels::{adam, metrics, sgd, step};
+use crate::kernels::{adam, metrics, norm, sgd, step};
 use crate::mlp::Mlp;
 use crate::mlp::weights::Weights;
 
@@ -63,6 +63,22 @@ impl Optimizer {
     }
 }
 
+/// What stands between a bad gradient and the weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Guard {
+    /// The largest norm of a replica's gradient; a longer one is shortened to it.
+    pub clip: Option<f64>,
+    /// A step whose gradient is not finite changes nothing, and the run goes on.
+    pub skip: bool,
+}
+
+impl Guard {
+    /// Whether the norm is needed.
+    fn watches(&self) -> bool {
+        self.clip.is_some() || self.skip
+    }
+}
+
 /// The numbers of one step of one replica, already divided by the batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Tally {
@@ -82,6 +98,8 @@ pub struct Tally {
     pub non_finite: f32,
     /// Sums of squares of the hard and of the soft part of the logits' gradient.
     pub gradient_norms: [f32; 2],
+    /// With a [`Guard`]: whether the gradient of the weights was not finite, so that they stayed.
+    pub held: bool,
 }
 
 /// The step of `r` students side by side.
@@ -89,7 +107,11 @@ pub struct Step {
     program: Program,
     tally: Program,
     ring: Tensor,
-    metrics: Tensor,
+    /// What a submission leaves of each step: sums over the batch, and with a guard the norms.
+    report: Tensor,
+    norms: Option<Tensor>,
+    /// The sums' terms, a row of each slot for every row of the batch.
+    stats: Tensor,
     /// The students' parameters.
     pub student: Mlp,
     /// Their gradient after the last step.
@@ -107,6 +129,7 @@ impl Step {
     /// # Errors
     /// [`crate::Error::Usage`] where layers, classes and data do not fit; [`crate::Error::Device`] for memory
     /// and limits.
+    #[allow(clippy::too_many_arguments, reason = "what a step is made of, one each")]
     pub fn record(
         gpu: &Gpu,
         feed: &Feed<'_>,
@@ -114,6 +137,7 @@ impl Step {
         soft: Soft,
         students: &[Weights],
         optimizer: Optimizer,
+        guard: Guard,
         batch: usize,
     ) -> Result<Self> {
         let student = Mlp::upload(gpu, "student", students)?;
@@ -143,16 +167,28 @@ impl Step {
         let moments = (0..optimizer.moments())
             .map(|i| Tensor::zeros(gpu, &format!("moment_{}", i + 1), student.whole.shape))
             .collect::<Result<Vec<_>>>()?;
-        record_update(&mut plan, optimizer, &ring, &gradient.whole, &student.whole, &moments)?;
+        let slots = SLOTS as usize;
+        let mut parts = vec![("metrics".to_owned(), slots, metrics::WIDTH)];
+        if guard.watches() {
+            parts.push(("norms".to_owned(), slots, norm::WIDTH));
+        }
+        let (report, views) = Tensor::arena(gpu, "report", replicas, &parts)?;
+        let norms = views.get(1).cloned();
+        if let Some(norms) = &norms {
+            norm::record(&mut plan, "norm", guard.clip.map(|c| c as f32), &gradient.whole, norms)?;
+        }
+        let [gradients, weights] = [&gradient.whole, &student.whole];
+        record_update(&mut plan, optimizer, &ring, gradients, weights, &moments, norms.as_ref())?;
 
-        let metrics = Tensor::zeros(gpu, "metrics", [replicas, SLOTS as usize, metrics::WIDTH])?;
         let mut tally = Plan::new(gpu);
-        metrics::record(&mut tally, "metrics", &stats, &metrics)?;
+        metrics::record(&mut tally, "metrics", &stats, &views[0])?;
         Ok(Self {
             program: plan.finish()?,
             tally: tally.finish()?,
             ring,
-            metrics,
+            report,
+            norms,
+            stats,
             student,
             gradient,
             moments,
@@ -226,7 +262,13 @@ impl Step {
     ) -> Result<()> {
         step::write(gpu, &self.ring, scalars)?;
         let steps = (scalars.len() / self.student.whole.shape[0]) as u32;
-        flights.submit(gpu, &[(&self.program, steps), (&self.tally, 1)], Some((what, &self.metrics)))
+        flights.submit(gpu, &[(&self.program, steps), (&self.tally, 1)], Some((what, &self.report)))
+    }
+
+    /// Zeroes what earlier submissions reported, for a trace: a step writes its own slot alone.
+    pub fn forget_reports(&self, gpu: &Gpu) {
+        self.stats.fill_bits(gpu, 0);
+        self.report.fill_bits(gpu, 0);
     }
 
     /// Writes the scalars of one step without running it, for traces and profiles.
@@ -239,7 +281,12 @@ impl Step {
 
     /// Reads a metrics copy: the tally of `slot` and `replica`.
     pub fn tally(&self, raw: &[u32], slot: usize, replica: usize, rows: u32) -> Tally {
-        let at = (replica * SLOTS as usize + slot) * metrics::WIDTH;
+        // The arena of a replica: the sums of all slots, then their norms.
+        let at = replica * self.report.replica_stride + slot * metrics::WIDTH;
+        let held = self.norms.as_ref().is_some_and(|n| {
+            let row = replica * n.replica_stride + n.offset + slot * norm::WIDTH;
+            f32::from_bits(raw[row + 2]) > 0.0
+        });
         let [hard, soft, correct, agree, bad, labelled, hard_norm, soft_norm] =
             std::array::from_fn(|i| f32::from_bits(raw[at + i]));
         let n = rows as f32;
@@ -252,6 +299,7 @@ impl Step {
             agreement: agree / n,
             non_finite: bad,
             gradient_norms: [hard_norm, soft_norm],
+            held,
         }
     }
 }
@@ -263,14 +311,15 @@ fn record_update(
     gradient: &Tensor,
     weight: &Tensor,
     moments: &[Tensor],
+    norms: Option<&Tensor>,
 ) -> Result<()> {
     match optimizer {
         Optimizer::Sgd { nesterov, weight_decay, .. } => {
             let decay = weight_decay as f32;
-            sgd::record(plan, "sgd", nesterov, decay, ring, gradient, weight, &moments[0])
+            sgd::record(plan, "sgd", nesterov, decay, ring, gradient, weight, &moments[0], norms)
         }
         Optimizer::Adam(a) | Optimizer::KerasAdam(a) => {
-            adam::record(plan, "adam", &a, ring, gradient, weight, [&moments[0], &moments[1]])
+            adam::record(plan, "adam", &a, ring, gradient, weight, [&moments[0], &moments[1]], norms)
         }
     }
 }

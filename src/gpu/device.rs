@@ -1,6 +1,6 @@
 //! Which adapter to take, what it can do, and how its faults reach the caller as errors.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -292,6 +292,7 @@ pub struct Gpu {
     faults: Faults,
     nothing: OnceLock<Tensor>,
     avoided: Mutex<BTreeSet<String>>,
+    rates: Mutex<BTreeMap<String, f64>>,
 }
 
 impl Gpu {
@@ -361,6 +362,7 @@ impl Gpu {
             faults,
             nothing: OnceLock::new(),
             avoided: Mutex::default(),
+            rates: Mutex::default(),
         })
     }
 
@@ -388,6 +390,18 @@ impl Gpu {
     /// What [`Gpu::avoid`] was said of, in order.
     pub fn avoided(&self) -> Vec<String> {
         self.avoided.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+
+    /// How fast something runs on this device, measured when it is first asked for. Nothing that
+    /// changes a bit of a result may go by it.
+    pub(crate) fn rate(&self, what: &str, measure: impl FnOnce() -> Result<f64>) -> Result<f64> {
+        let rates = || self.rates.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(rate) = rates().get(what) {
+            return Ok(*rate);
+        }
+        let rate = measure()?;
+        rates().insert(what.to_owned(), rate);
+        Ok(rate)
     }
 
     /// A scrap of memory to bind where a shader's variant declares a tensor but does not touch it.

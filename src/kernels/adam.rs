@@ -4,12 +4,12 @@ use crate::error::Result;
 use crate::gpu::pipeline::{Constant, Constants};
 use crate::gpu::plan::Work;
 use crate::gpu::{Call, Kernel, Plan, Tensor};
-use crate::kernels::sgd::fold;
+use crate::kernels::sgd::{FLAGS, fold};
 
 params! {
     /// `struct Params` of `shaders/adam.wgsl`.
     struct Params {
-        groups: u32, replicas: u32, weight_decay: f32, width: u32,
+        groups: u32, replicas: u32, weight_decay: f32, width: u32, norms_replica: u32,
         beta_1: f32, beta_2: f32, rest_1: f32, rest_2: f32, epsilon: f32,
     }
 }
@@ -19,13 +19,13 @@ pub static KERNEL: Kernel = Kernel {
     name: "adam",
     source: shader!("adam"),
     params: Params::FIELDS,
-    variants: || [false, true].map(constants).to_vec(),
+    variants: || FLAGS.map(|[a, b]| constants(a, b)).to_vec(),
 };
 /// This module's part of the list of kernels.
 pub const KERNELS: &[&Kernel] = &[&KERNEL];
 
-fn constants(decoupled: bool) -> Constants {
-    vec![("DECOUPLED", Constant::Bool(decoupled))]
+fn constants(decoupled: bool, scaled: bool) -> Constants {
+    vec![("DECOUPLED", Constant::Bool(decoupled)), ("SCALED", Constant::Bool(scaled))]
 }
 
 /// Adam's fixed numbers.
@@ -44,10 +44,11 @@ pub struct Adam {
 }
 
 /// Records one update of `weight` from `gradient`, whole arenas `[r, 1, len]` like the `moments`.
-/// Learning rate and bias corrections are the step's.
+/// Learning rate and bias corrections are the step's. `norms` as for [`sgd`](super::sgd::record).
 ///
 /// # Errors
 /// As [`Plan::dispatch`].
+#[allow(clippy::too_many_arguments, reason = "a kernel's bindings, one each")]
 pub fn record(
     plan: &mut Plan<'_>,
     label: &str,
@@ -56,19 +57,22 @@ pub fn record(
     gradient: &Tensor,
     weight: &Tensor,
     moments: [&Tensor; 2],
+    norms: Option<&Tensor>,
 ) -> Result<()> {
+    let nothing = plan.gpu.nothing()?;
     let groups = weight.row_stride / 4;
     let replicas = weight.shape[0] as u32;
     let [width, height] = fold(groups);
     plan.dispatch(Call {
         kernel: &KERNEL,
-        constants: constants(adam.decoupled),
+        constants: constants(adam.decoupled, norms.is_some()),
         label,
         params: Params {
             groups: groups as u32,
             replicas,
             weight_decay: adam.weight_decay as f32,
             width,
+            norms_replica: norms.map_or(0, |n| (n.replica_stride / 4) as u32),
             beta_1: adam.beta_1 as f32,
             beta_2: adam.beta_2 as f32,
             rest_1: (1.0 - adam.beta_1) as f32,
@@ -81,6 +85,7 @@ pub fn record(
             ("weight", weight),
             ("moment_1", moments[0]),
             ("moment_2", moments[1]),
+            ("norms", norms.unwrap_or(&nothing)),
         ],
         grid: [width, height, replicas],
         work: Work::new(12 * weight.span(), 7 * weight.span()),

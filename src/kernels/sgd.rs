@@ -7,21 +7,24 @@ use crate::gpu::{Call, Kernel, Plan, Tensor};
 
 params! {
     /// `struct Params` of `shaders/sgd.wgsl`.
-    struct Params { groups: u32, replicas: u32, weight_decay: f32, width: u32 }
+    struct Params { groups: u32, replicas: u32, weight_decay: f32, width: u32, norms_replica: u32 }
 }
+
+/// Both settings of two switches.
+pub(super) const FLAGS: [[bool; 2]; 4] = [[false, false], [false, true], [true, false], [true, true]];
 
 /// `shaders/sgd.wgsl`.
 pub static KERNEL: Kernel = Kernel {
     name: "sgd",
     source: shader!("sgd"),
     params: Params::FIELDS,
-    variants: || [false, true].map(constants).to_vec(),
+    variants: || FLAGS.map(|[a, b]| constants(a, b)).to_vec(),
 };
 /// This module's part of the list of kernels.
 pub const KERNELS: &[&Kernel] = &[&KERNEL];
 
-fn constants(nesterov: bool) -> Constants {
-    vec![("NESTEROV", Constant::Bool(nesterov))]
+fn constants(nesterov: bool, scaled: bool) -> Constants {
+    vec![("NESTEROV", Constant::Bool(nesterov)), ("SCALED", Constant::Bool(scaled))]
 }
 
 /// Workgroups of 64 vec4 that cover `groups`, folded into x and y below the 65,535 limit.
@@ -32,7 +35,8 @@ pub(crate) fn fold(groups: usize) -> [u32; 2] {
 }
 
 /// Records one update of `weight` from `gradient`, both whole arenas `[r, 1, len]`. Learning rate
-/// and momentum are the step's.
+/// and momentum are the step's. With `norms` `[r, slots, 4]`, as [`norm`](super::norm) leaves them, the
+/// gradient is scaled, and a replica whose scale is 0 keeps its weights and its velocity.
 ///
 /// # Errors
 /// As [`Plan::dispatch`].
@@ -46,25 +50,29 @@ pub fn record(
     gradient: &Tensor,
     weight: &Tensor,
     momentum: &Tensor,
+    norms: Option<&Tensor>,
 ) -> Result<()> {
+    let nothing = plan.gpu.nothing()?;
     let groups = weight.row_stride / 4;
     let replicas = weight.shape[0] as u32;
     let [width, height] = fold(groups);
     plan.dispatch(Call {
         kernel: &KERNEL,
-        constants: constants(nesterov),
+        constants: constants(nesterov, norms.is_some()),
         label,
         params: Params {
             groups: groups as u32,
             replicas,
             weight_decay,
             width,
+            norms_replica: norms.map_or(0, |n| (n.replica_stride / 4) as u32),
         },
         tensors: &[
             ("steps", steps),
             ("gradient", gradient),
             ("weight", weight),
             ("momentum", momentum),
+            ("norms", norms.unwrap_or(&nothing)),
         ],
         grid: [width, height, replicas],
         work: Work::new(4 * weight.span(), 5 * weight.span()),

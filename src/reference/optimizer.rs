@@ -1,5 +1,6 @@
 //! SGD and Adam, one parameter at a time, in the conventions of PyTorch and of Keras.
 
+use super::rounding::{U, dot, exact_row};
 use super::{Bounded, Matrix, Rounded};
 
 /// Where the two frameworks write the same method differently.
@@ -135,6 +136,21 @@ impl Rule {
     }
 }
 
+/// A gradient's norm, and what clipping to `clip` multiplies it with: min(1, clip / norm).
+pub fn clipped(gradient: &[f64], clip: f64) -> [Rounded; 2] {
+    let row = exact_row(gradient);
+    let norm = dot(&row, &row).sqrt();
+    // A device whose norm is not above the limit leaves the gradient alone.
+    let scale = match norm.value + norm.error * U <= clip {
+        true => Rounded::exact(1.0),
+        false => {
+            let ratio = Rounded::parameter(clip) / norm;
+            Rounded { value: ratio.value.min(1.0), ..ratio }
+        }
+    };
+    [norm, scale]
+}
+
 fn decayed(g: Rounded, p: Rounded, weight_decay: f64) -> Rounded {
     if weight_decay > 0.0 { g + Rounded::parameter(weight_decay) * p } else { g }
 }
@@ -268,6 +284,24 @@ mod tests {
         assert_all_close(&adamw, &[1.0 - 0.1 * 0.5 - 0.1]);
         let l2 = run(adam(0.5, false, 0.0, Convention::PyTorch), &[0.1], &[5.0]);
         assert_all_close(&l2, &[0.9]);
+    }
+
+    #[test]
+    fn clipping_by_hand() {
+        let both = |gradient: &[f64], clip| clipped(gradient, clip).map(|r| r.value);
+        assert_all_close(&both(&[3.0, -4.0], 10.0), &[5.0, 1.0]);
+        assert_all_close(&both(&[3.0, -4.0], 2.5), &[5.0, 0.5]);
+        assert_all_close(&both(&[0.0, 0.0], 2.5), &[0.0, 1.0]);
+    }
+
+    #[test]
+    fn the_bound_of_a_norm_holds_and_catches_a_forgotten_element() {
+        let row = Random(71).row(1000, 1.0);
+        let [norm, scale] = clipped(&row, 3.0);
+        let device = |row: &[f64]| row.iter().map(|g| (*g as f32).powi(2)).sum::<f32>().sqrt();
+        let far = |device: f32, r: Rounded| (f64::from(device) - r.value).abs() / (r.error * U);
+        assert!(far(device(&row), norm) < 0.5 && far(3.0 / device(&row), scale) < 0.5);
+        assert!(far(device(&row[..999]), norm) > 1.0, "{}", far(device(&row[..999]), norm));
     }
 
     #[test]

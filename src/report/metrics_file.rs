@@ -35,6 +35,8 @@ pub struct Line {
     pub lr: Option<f64>,
     /// T of the last step.
     pub temperature: Option<f64>,
+    /// Steps whose gradient was not finite: they changed nothing and are left out of the means.
+    pub skipped: Option<u64>,
 }
 
 /// A line of `metrics.csv`: an epoch's training rows, and the evaluation at its end where there is one.

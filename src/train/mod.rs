@@ -4,6 +4,7 @@
 //! ```text
 //! here        Run: steps, and rows of metrics
 //! state       what changes from step to step, on the host: taken from a run, given back to one
+//! fault       the first tensor that is not finite, by name
 //! checkpoint  a state on disk: written whole, verified when read, pruned
 //! run_dir     the folder of a run: configuration, record, metrics, checkpoints
 //! stop        when a run ends and which of its states is the best
@@ -11,6 +12,7 @@
 //! ```
 
 pub mod checkpoint;
+pub mod fault;
 pub mod run_dir;
 pub mod session;
 pub mod state;
@@ -21,7 +23,7 @@ pub mod schedule;
 use std::time::{Duration, Instant};
 
 use crate::data::Dataset;
-use crate::distill::step::{Loss, Optimizer, Step, Tally, Teacher};
+use crate::distill::step::{Guard, Loss, Optimizer, Step, Tally, Teacher};
 use crate::distill::{Feed, infer};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
@@ -55,6 +57,8 @@ pub struct Recipe {
     pub shuffle: bool,
     /// Steps per row of metrics.
     pub log_every: u64,
+    /// Against gradients that are too long or not finite.
+    pub guard: Guard,
 }
 
 /// What one replica has of its own.
@@ -158,6 +162,8 @@ pub struct Row {
     pub temperature: f64,
     /// How long the rest takes at the pace so far; `None` at the first steps.
     pub left: Option<Duration>,
+    /// Steps that were left out of the means and changed nothing: see [`Guard`].
+    pub skipped: u64,
     /// Training rows per second and replica since this process began or resumed the run.
     pub samples_per_second: f64,
 }
@@ -193,6 +199,8 @@ pub struct Run<'a> {
     /// Optimiser steps done.
     pub done: u64,
     rows: usize,
+    /// The step whose numbers were found not to be finite.
+    fault: Option<u64>,
 }
 
 impl<'a> Run<'a> {
@@ -232,7 +240,8 @@ impl<'a> Run<'a> {
         let batch = recipe.batch.min(length);
         let feed = Feed::new(gpu, data, labels, [orders, length], batch, rows.device_memory)?;
         let students: Vec<_> = replicas.iter().map(|r| r.student.clone()).collect();
-        let step = Step::record(gpu, &feed, teacher, soft, &students, recipe.optimizer, batch)?;
+        let Recipe { optimizer, guard, .. } = recipe;
+        let step = Step::record(gpu, &feed, teacher, soft, &students, optimizer, guard, batch)?;
         let per_epoch = length.div_ceil(batch) as u64;
         let steps = match recipe.length {
             Length::Epochs(n) => n * per_epoch,
@@ -258,6 +267,7 @@ impl<'a> Run<'a> {
             steps,
             done: 0,
             rows: length,
+            fault: None,
         })
     }
 
@@ -309,8 +319,7 @@ impl<'a> Run<'a> {
             self.step.stage(self.gpu, &self.feed, &self.order, positions)?;
             let mut scalars = Vec::with_capacity(count as usize * self.replicas.len());
             for s in self.done..self.done + count {
-                let b = batch_at(s, self.rows, self.recipe.batch);
-                scalars.extend(self.replicas.iter().map(|r| self.scalars(r, s + 1, &b)));
+                scalars.extend(self.scalars(s));
             }
             self.step.submit(self.gpu, &mut flights, &scalars, (self.done, count as u32))?;
             self.done += count;
@@ -351,13 +360,18 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    fn scalars(&self, replica: &Replica, t: u64, batch: &Batch) -> step::Step {
-        let (lr, loss) = replica.at(t, self.steps);
-        let mut scalars = self.step.scalars(t, batch.start, batch.rows, lr, &loss);
-        if let Optimizer::Sgd { momentum, .. } = self.recipe.optimizer {
-            scalars.momentum = replica.schedules.momentum.at(momentum, t, self.steps) as f32;
-        }
-        scalars
+    /// The scalars of the step after `s` steps, one per replica.
+    fn scalars(&self, s: u64) -> Vec<step::Step> {
+        let (t, batch) = (s + 1, batch_at(s, self.rows, self.recipe.batch));
+        let of = |replica: &Replica| {
+            let (lr, loss) = replica.at(t, self.steps);
+            let mut scalars = self.step.scalars(t, batch.start, batch.rows, lr, &loss);
+            if let Optimizer::Sgd { momentum, .. } = self.recipe.optimizer {
+                scalars.momentum = replica.schedules.momentum.at(momentum, t, self.steps) as f32;
+            }
+            scalars
+        };
+        self.replicas.iter().map(of).collect()
     }
 
     fn write_order(&mut self, epoch: u64) -> Result<()> {
@@ -457,6 +471,7 @@ struct Sums {
     rows: f64,
     hard_norm: f64,
     soft_norm: f64,
+    skipped: f64,
 }
 
 impl Run<'_> {
@@ -474,10 +489,22 @@ impl Run<'_> {
             let rows = batch_at(step, self.rows, self.recipe.batch).rows as u32;
             for replica in 0..self.replicas.len() {
                 let tally = self.step.tally(raw, slot as usize, replica, rows);
-                check_finite(step + 1, replica, &tally)?;
+                let finite = tally.non_finite <= 0.0 && !tally.held;
+                if !finite && !self.recipe.guard.skip {
+                    self.fault = Some(step + 1);
+                    return Err(not_finite(step + 1, replica, &tally));
+                }
                 let (_, loss) = self.replicas[replica].at(step + 1, self.steps);
                 for (span, length) in [(Span::Interval, self.recipe.log_every), (Span::Epoch, per_epoch)] {
-                    self.log.of_mut(span)[replica].add(&tally, &loss);
+                    let sums = &mut self.log.of_mut(span)[replica];
+                    match finite {
+                        true => sums.add(&tally, &loss),
+                        false => sums.skipped += 1.0,
+                    }
+                    if sums.steps < 1.0 && sums.skipped >= length as f64 {
+                        self.fault = Some(step + 1);
+                        return Err(not_finite(step + 1, replica, &tally));
+                    }
                     if (step + 1).is_multiple_of(length) {
                         each(&self.row(step + 1, replica, span))?;
                         self.log.of_mut(span)[replica] = Sums::default();
@@ -508,6 +535,7 @@ impl Run<'_> {
             gradient_ratio: (s.hard_norm > 0.0).then(|| (s.soft_norm / s.hard_norm).sqrt()),
             lr,
             temperature: loss.temperature,
+            skipped: s.skipped as u64,
             left: self.log.first.and_then(|(at, from)| left(at.elapsed(), from, step, self.steps)),
             samples_per_second: trained / since.elapsed().as_secs_f64(),
         }
@@ -529,14 +557,12 @@ impl Sums {
     }
 }
 
-fn check_finite(step: u64, replica: usize, tally: &Tally) -> Result<()> {
-    if tally.non_finite > 0.0 {
-        return Err(Error::Run(format!(
-            "step {step}, replica {replica}: {} of {} rows have a loss or gradient that is not a finite number; a lower learning rate may help",
-            tally.non_finite, tally.rows
-        )));
-    }
-    Ok(())
+fn not_finite(step: u64, replica: usize, tally: &Tally) -> Error {
+    let what = match tally.non_finite > 0.0 {
+        true => format!("{} of {} rows have a loss or gradient", tally.non_finite, tally.rows),
+        false => "the weights have a gradient".to_owned(),
+    };
+    Error::Run(format!("step {step}, replica {replica}: {what} that is not a finite number"))
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use crate::gpu::Gpu;
 use crate::report::metrics_file::Line;
 use crate::train::checkpoint::{Best, Checkpoint};
 use crate::train::run_dir::RunDir;
+use crate::train::state::State;
 use crate::train::stop::{Ending, Every, Score};
 use crate::train::{Row, Run, Span};
 
@@ -55,6 +56,8 @@ pub struct Session<'s, 'g> {
     saved: (Instant, Option<u64>),
     /// The step of the last evaluation.
     evaluated: Option<u64>,
+    /// The last state that is known to be good, to look for a fault from.
+    good: State,
 }
 
 impl<'s, 'g> Session<'s, 'g> {
@@ -76,7 +79,8 @@ impl<'s, 'g> Session<'s, 'g> {
         }
         // At the end of an epoch a checkpoint is written after the evaluation.
         let evaluated = step.filter(|step| step.is_multiple_of(run.steps_per_epoch()));
-        Ok(Self { run, dir, settings, best, waited, began: now, saved: (now, step), evaluated })
+        let good = run.state_blocking()?;
+        Ok(Self { run, dir, settings, best, waited, began: now, saved: (now, step), evaluated, good })
     }
 
     /// Trains until the run ends, and leaves the students with the best weights on validation, or the
@@ -85,6 +89,24 @@ impl<'s, 'g> Session<'s, 'g> {
     /// # Errors
     /// [`Error::Interrupted`] with a checkpoint saved; as [`Run::advance`] and [`RunDir::save`].
     pub fn drive(mut self, watcher: &mut dyn Watcher) -> Result<(Ending, u64)> {
+        let result = self.steps(watcher);
+        match (result, self.run.fault()) {
+            (Err(Error::Run(what)), Some(step)) => Err(self.explain(what, step)),
+            (result, _) => result,
+        }
+    }
+
+    /// Adds to a fault where it began, by running from the last good state once more.
+    fn explain(&mut self, what: String, step: u64) -> Error {
+        let hint = "a lower learning rate or --clip-norm may help";
+        match self.run.first_fault(&self.good, step) {
+            Ok(Some(fault)) => Error::Run(format!("{what}; it began with {fault}; {hint}")),
+            Ok(None) => Error::Run(format!("{what}; {hint}")),
+            Err(error) => Error::Run(format!("{what}; where it began could not be found: {error}")),
+        }
+    }
+
+    fn steps(&mut self, watcher: &mut dyn Watcher) -> Result<(Ending, u64)> {
         let ending = loop {
             if let Some(ending) = self.ended() {
                 break ending;
@@ -193,8 +215,9 @@ impl<'s, 'g> Session<'s, 'g> {
         if self.saved.1 == Some(done) {
             return Ok(self.dir.checkpoint(done));
         }
+        self.good = self.run.state_blocking()?;
         let checkpoint = Checkpoint {
-            state: self.run.state_blocking()?,
+            state: self.good.clone(),
             best: self.best.clone(),
             waited: self.waited,
             files: Default::default(),

@@ -30,13 +30,14 @@ impl Run<'_> {
     ///
     /// # Errors
     /// [`Error::Device`]; [`Error::Run`] where a weight or a moment is not a finite number.
-    pub fn state_blocking(&self) -> Result<State> {
+    pub fn state_blocking(&mut self) -> Result<State> {
         let mut arenas = Vec::new();
         for (name, tensor) in self.step.arenas() {
             let values: Vec<f32> = tensor.read_blocking(self.gpu)?;
             if values.iter().any(|v| !v.is_finite()) {
+                self.fault = Some(self.done + 1);
                 return Err(Error::Run(format!(
-                    "step {}: `{name}` holds numbers that are not finite; a lower learning rate may help",
+                    "step {}: `{name}` holds numbers that are not finite",
                     self.done
                 )));
             }

@@ -6,6 +6,7 @@ use crate::kernels::adam::{self, Adam};
 use crate::kernels::step::{self, Step};
 use crate::reference::{Convention, Matrix, Rule};
 use crate::verify::inputs::{Data, Inputs};
+use crate::verify::sgd::{scaled_update, scales};
 use crate::verify::zone::{Padding, Zone};
 use crate::verify::{Judge, Verdict, run};
 
@@ -24,6 +25,8 @@ pub struct Case {
     pub step: u64,
     /// Learning rate of the first replica.
     pub lr: f32,
+    /// As in [`sgd`](super::sgd::Case).
+    pub scale: Option<f32>,
     /// Kind of parameters, gradient and moments.
     pub data: Data,
     /// Of the inputs.
@@ -32,7 +35,8 @@ pub struct Case {
 
 impl Case {
     pub(super) fn variant(&self) -> String {
-        if self.adam.decoupled { "adamw" } else { "adam" }.to_owned()
+        let name = if self.adam.decoupled { "adamw" } else { "adam" };
+        format!("{name}{}", if self.scale.is_some() { " scaled" } else { "" })
     }
 
     /// The corrections in the convention of the case, see `shaders/adam.wgsl`.
@@ -52,7 +56,7 @@ impl Case {
 /// # Errors
 /// As [`super::Case::check`].
 pub fn check(gpu: &Gpu, case: &Case) -> Result<Verdict> {
-    let Case { len, replicas, adam, lr, data, seed, .. } = *case;
+    let Case { len, replicas, adam, lr, scale, data, seed, .. } = *case;
     let mut inputs = Inputs::new(seed);
     let shape = [replicas, 1, len];
     let mut arena = |name: &str, positive: bool| -> Result<(Zone, Vec<Matrix>)> {
@@ -73,9 +77,11 @@ pub fn check(gpu: &Gpu, case: &Case) -> Result<Verdict> {
     let scalars: Vec<Step> =
         (0..replicas).map(|r| Step { lr: rate(r), correction_1, correction_2, ..Step::default() }).collect();
     step::write(gpu, &ring, &scalars)?;
+    let norms = scales(gpu, replicas, scale)?;
     run(gpu, 1, |plan| {
         let moments = [&first.tensor, &second.tensor];
-        adam::record(plan, "check.adam", &adam, &ring, &gradient.tensor, &weight.tensor, moments)
+        let (gradient, weight, norms) = (&gradient.tensor, &weight.tensor, norms.as_ref());
+        adam::record(plan, "check.adam", &adam, &ring, gradient, weight, moments, norms)
     })?;
 
     let rule = Rule::Adam {
@@ -90,7 +96,8 @@ pub fn check(gpu: &Gpu, case: &Case) -> Result<Verdict> {
     let (weight, first, second) = (weight.read(gpu)?, first.read(gpu)?, second.read(gpu)?);
     for r in 0..replicas {
         let state = [&weight_ref[r], &first_ref[r], &second_ref[r]];
-        let [w, m, v] = rule.update_matrix(case.step, f64::from(rate(r)), state, &gradient_ref[r]);
+        let lr = f64::from(rate(r));
+        let [w, m, v] = scaled_update(&rule, case.step, lr, state, &gradient_ref[r], scale);
         judge.hold("weight", r, &weight.replica(r), &w, 1);
         judge.hold("moment_1", r, &first.replica(r), &m, 1);
         judge.hold("moment_2", r, &second.replica(r), &v, 1);

@@ -10,7 +10,7 @@ use crate::verify::head::From;
 use crate::verify::inputs::Data;
 use crate::verify::matmul::{Ends, Shared, choices};
 use crate::verify::zone::Padding;
-use crate::verify::{Case, adam, ensemble, feature, gather, head, matmul, metrics, sgd};
+use crate::verify::{Case, adam, ensemble, feature, gather, head, matmul, metrics, norm, sgd};
 
 /// m, n, k: each of 1, 3, 31, 64, 65 and 257 in each place, and one past the largest tile.
 pub const MATMUL_SIZES: [[usize; 3]; 10] = [
@@ -336,9 +336,11 @@ fn updates(lens: &[usize]) -> Vec<Case> {
     let mut i = Counter::default();
     let mut all = Vec::new();
     let flags = [false, true].into_iter().flat_map(|f| [(f, 0.0), (f, 0.01)]);
-    let options: Vec<_> = flags.flat_map(|(flag, decay)| [(flag, decay, 1), (flag, decay, 3)]).collect();
+    let options = flags.flat_map(|(flag, decay)| [(flag, decay, 1), (flag, decay, 3)]);
+    let scales = [None, Some(0.5), Some(0.0)];
+    let options: Vec<_> = options.flat_map(|o| scales.map(|scale| (o, scale))).collect();
     for len in lens {
-        for (flag, weight_decay, replicas) in options.clone() {
+        for ((flag, weight_decay, replicas), scale) in options.clone() {
             let i = i.next();
             // Every option meets ordinary numbers, on which it shows, and in turn the hard ones.
             let data = if replicas == 3 { Data::Random } else { pick(&Data::ALL, i, 1) };
@@ -352,6 +354,7 @@ fn updates(lens: &[usize]) -> Vec<Case> {
                 momentum,
                 weight_decay,
                 lr,
+                scale,
                 data,
                 seed,
             }));
@@ -370,9 +373,25 @@ fn updates(lens: &[usize]) -> Vec<Case> {
                 keras: pick(&[true, false], i, 18),
                 step,
                 lr,
+                scale,
                 data,
                 seed,
             }));
+        }
+    }
+    all
+}
+
+fn norms(lens: &[usize]) -> Vec<Case> {
+    let mut i = Counter::default();
+    let mut all = Vec::new();
+    for len in lens {
+        for replicas in [1, 3] {
+            for clip in [None, Some(0.5), Some(10.0)] {
+                let i = i.next();
+                let data = pick(&Data::ALL, i, 1);
+                all.push(Case::Norm(norm::Case { len: *len, replicas, clip, data, seed: i as u64 }));
+            }
         }
     }
     all
@@ -385,6 +404,7 @@ pub fn thorough() -> Vec<Case> {
         features(&[[1, 1], [3, 31], [31, 64], [64, 3], [65, 65], [13, 257], [129, 7]]),
         gathers(&[[1, 1], [3, 31], [31, 64], [64, 3], [65, 65], [257, 257], [7, 784]]),
         reductions(&[1, 3, 31, 64, 65, 257]),
+        norms(&[1, 3, 31, 64, 65, 257, 1021, 66_000]),
         updates(&[1, 3, 31, 64, 65, 257, 1021, 66_000]),
     ];
     [
@@ -406,6 +426,7 @@ pub fn short() -> Vec<Case> {
         features(&[[67, 31]]),
         gathers(&[[65, 31], [31, 65]]),
         reductions(&[65]),
+        norms(&[1021]),
         updates(&[1021]),
     ];
     // As far as the shortest lists of the tests reach, on the tile that compiles soonest.

@@ -9,7 +9,7 @@
 //! ```text
 //! zone     tensors in poisoned memory
 //! inputs   the kinds of data
-//! matmul, gather, head, feature, ensemble, metrics, sgd, adam    one kernel each: its Case and its check
+//! matmul, gather, head, feature, ensemble, metrics, norm, sgd, adam    one kernel each: its Case and its check
 //! cases    the fixed lists: thorough for the tests, short for doctor
 //! doctor   all of it on every adapter, with a verdict per kernel
 //! ```
@@ -24,6 +24,7 @@ pub mod head;
 mod inputs;
 pub mod matmul;
 pub mod metrics;
+pub mod norm;
 pub mod sgd;
 mod zone;
 
@@ -52,6 +53,8 @@ pub enum Case {
     Ensemble(ensemble::Case),
     /// See [`metrics`].
     Metrics(metrics::Case),
+    /// See [`norm`].
+    Norm(norm::Case),
     /// See [`sgd`].
     Sgd(sgd::Case),
     /// See [`adam`].
@@ -71,6 +74,7 @@ impl Case {
             Self::Feature(c) => feature::check(gpu, c),
             Self::Ensemble(c) => ensemble::check(gpu, c),
             Self::Metrics(c) => metrics::check(gpu, c),
+            Self::Norm(c) => norm::check(gpu, c),
             Self::Sgd(c) => sgd::check(gpu, c),
             Self::Adam(c) => adam::check(gpu, c),
         }
@@ -85,6 +89,7 @@ impl Case {
             Self::Feature(_) => "feature",
             Self::Ensemble(_) => "ensemble",
             Self::Metrics(_) => "metrics",
+            Self::Norm(_) => "norm",
             Self::Sgd(_) => "sgd",
             Self::Adam(_) => "adam",
         }
@@ -124,7 +129,7 @@ impl Case {
             Self::Head(c) => c.variant(),
             Self::Feature(c) => c.kind.name().to_owned(),
             Self::Ensemble(c) => c.variant(),
-            Self::Metrics(_) => String::new(),
+            Self::Metrics(_) | Self::Norm(_) => String::new(),
             Self::Sgd(c) => c.variant(),
             Self::Adam(c) => c.variant(),
         }

@@ -19,8 +19,9 @@ pub(crate) const EXPECTED: &[(&str, usize)] = &[
     ("feature_hint", 1),
     ("feature_similarity", 1),
     ("metrics", 1),
-    ("sgd", 2),
-    ("adam", 2),
+    ("norm", 2),
+    ("sgd", 4),
+    ("adam", 4),
     ("peak_fma", 3),
     ("peak_copy", 1),
 ];

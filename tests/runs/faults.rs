@@ -5,7 +5,7 @@ use std::cell::Cell;
 use std::fs;
 
 use limbeck::data::Dataset;
-use limbeck::distill::{Loss, Optimizer, Teacher};
+use limbeck::distill::{Guard, Loss, Optimizer, Teacher};
 use limbeck::error::{Error, Result};
 use limbeck::gpu::{AdapterChoice, Gpu};
 use limbeck::kernels::matmul::Activation;
@@ -156,6 +156,7 @@ fn attempt(
         optimizer: Optimizer::Sgd { momentum: 0.9, nesterov: false, weight_decay: 0.0 },
         shuffle: true,
         log_every: 10,
+        guard: Guard::default(),
     };
     let student = Weights::init(&[64, 16, 10], Activation::Relu, Initializer::He, 1)?;
     let replica = Replica { seed: 1, lr: 0.05, loss: Loss::HARD, schedules: Default::default(), student };

@@ -1,6 +1,7 @@
 //! Signals: asked to end, a run leaves a checkpoint; killed at any moment, it loses only time.
 
-use std::process::{Child, Command, Stdio};
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::process::{Child, ChildStderr, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use limbeck::rng;
@@ -8,11 +9,13 @@ use limbeck::rng;
 use crate::bench::{Bench, succeeds};
 
 /// A child that is not left behind when a test fails.
-struct Running(Child);
+struct Running(Child, BufReader<ChildStderr>);
 
 impl Running {
     fn begin(command: &mut Command) -> Self {
-        Self(command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("it begins"))
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("it begins");
+        let stderr = BufReader::new(child.stderr.take().expect("piped"));
+        Self(child, stderr)
     }
 
     fn signal(&self, name: &str) {
@@ -21,11 +24,21 @@ impl Running {
         assert!(sent.expect("kill").success());
     }
 
-    /// Exit code (none: it was killed) and stderr.
+    /// What it says up to a line with one of `words` in it, or to its end.
+    fn says(&mut self, words: &[&str]) -> String {
+        let mut said = String::new();
+        while !words.iter().any(|word| said.contains(word)) {
+            if self.1.read_line(&mut said).expect("UTF-8") == 0 {
+                break;
+            }
+        }
+        said
+    }
+
+    /// Exit code (none: it was killed) and the rest of stderr.
     fn end(mut self) -> (Option<i32>, String) {
         let mut said = String::new();
-        let mut stderr = self.0.stderr.take().expect("piped");
-        std::io::Read::read_to_string(&mut stderr, &mut said).expect("UTF-8");
+        self.1.read_to_string(&mut said).expect("UTF-8");
         (self.0.wait().expect("an end").code(), said)
     }
 }
@@ -71,6 +84,26 @@ fn a_signal_leaves_a_checkpoint_and_exit_code_130() {
     }
 }
 
+/// Steps so long that the first signal has to wait for them.
+#[test]
+fn a_second_signal_ends_at_once() {
+    let bench = Bench::new();
+    let long = ["--layers", "64,1536,1536,10", "--batch-size", "3058", "--steps", "1000", "--log-every", "1"];
+    let data = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("data/optdigits");
+    let mut command = crate::bench::limbeck();
+    command.arg("train").arg("--data").arg(data).arg("--out").arg(bench.path("run")).args(long);
+    let run = Running::begin(&mut command);
+    until(|| bench.path("run/metrics.jsonl").metadata().is_ok_and(|m| m.len() > 0));
+    run.signal("TERM");
+    std::thread::sleep(Duration::from_millis(50));
+    run.signal("TERM");
+    let (code, said) = run.end();
+    assert_eq!(code, Some(130), "{said}");
+    assert!(said.contains("once more to end at once") && !said.contains("error:"), "{said}");
+    assert!(bench.checkpoints("run").is_empty(), "nothing was waited for");
+    assert_eq!(bench.json("run/run.json")["status"], "running");
+}
+
 #[test]
 fn killed_at_fifty_moments_it_ends_with_the_same_bits() {
     const KILLS: u64 = 50;
@@ -80,13 +113,15 @@ fn killed_at_fifty_moments_it_ends_with_the_same_bits() {
     let whole = began.elapsed().as_secs_f64();
     let mut within = 0;
     for kill in 0..KILLS {
-        let run =
+        let mut run =
             Running::begin(bench.train("killed", &FIXED).args(["--resume", "--checkpoint-every", "40"]));
-        // From before the first step to some way into the training.
+        // In turn from the very start, and from where the training begins.
+        let begun = if kill % 2 == 0 { run.says(&["resuming", "beginning"]) } else { String::new() };
         let moment = f64::from(rng::uniform(7, rng::stream::CHECK, kill));
-        std::thread::sleep(Duration::from_secs_f64((0.2 * whole).min(2.0) * moment));
+        std::thread::sleep(Duration::from_secs_f64(0.07 * whole * moment));
         run.signal("KILL");
-        let (code, said) = run.end();
+        let (code, rest) = run.end();
+        let said = begun + &rest;
         assert!(!said.contains("error:") && !said.contains("skipping"), "{said}");
         within += u32::from(code.is_none() && said.contains("resuming"));
         if bench.path("killed/metrics.jsonl").exists() {
@@ -96,7 +131,7 @@ fn killed_at_fifty_moments_it_ends_with_the_same_bits() {
             assert!(complete.lines().all(|l| serde_json::from_str::<serde_json::Value>(l).is_ok()), "{text}");
         }
     }
-    assert!(within >= 5, "only {within} of {KILLS} runs were killed after they had resumed");
+    assert!(within >= 10, "only {within} of {KILLS} runs were killed after they had resumed");
     succeeds(bench.train("killed", &FIXED).arg("--resume"));
     bench.same("whole", "killed");
     let left: Vec<_> = std::fs::read_dir(bench.path("killed/checkpoints"))

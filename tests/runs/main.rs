@@ -2,8 +2,11 @@
 
 mod bench;
 mod faults;
+mod guard;
 #[cfg(unix)]
 mod interrupt;
 mod limits;
 mod replay;
 mod same_bits;
+#[cfg(target_os = "linux")]
+mod soak;

@@ -1,7 +1,7 @@
 //! N + M steps are N steps, a state on disk, and M steps: weights, moments and rows, bit for bit.
 
 use limbeck::data::Dataset;
-use limbeck::distill::{Loss, Optimizer, Teacher};
+use limbeck::distill::{Guard, Loss, Optimizer, Teacher};
 use limbeck::gpu::{AdapterChoice, Gpu};
 use limbeck::kernels::adam::Adam;
 use limbeck::kernels::matmul::Activation;
@@ -33,7 +33,10 @@ impl Shop {
 
     /// `replicas` students over 300 rows in batches of 32: 10 steps an epoch, the last one short.
     fn run(&self, optimizer: Optimizer, replicas: usize, memory: Option<u64>) -> Run<'_> {
-        let recipe = Recipe { batch: 32, length: Length::Steps(47), optimizer, shuffle: true, log_every: 7 };
+        // Norms clipped in some steps and not in others.
+        let guard = Guard { clip: (replicas == 3).then_some(0.5), skip: false };
+        let recipe =
+            Recipe { batch: 32, length: Length::Steps(47), optimizer, shuffle: true, log_every: 7, guard };
         let rows = Rows { walked: vec![(0..300).collect()], device_memory: memory, ..Rows::default() };
         let replica = |seed| Replica {
             seed,

@@ -139,7 +139,7 @@ fn twelve_gib_train_with_a_bounded_resident_set() {
 #[test]
 fn replicas_with_orders_of_their_own_are_streamed_alike() {
     use limbeck::data::{Dataset, Elements};
-    use limbeck::distill::step::{Loss, Optimizer};
+    use limbeck::distill::step::{Guard, Loss, Optimizer};
     use limbeck::distill::{Member, Teacher};
     use limbeck::gpu::{AdapterChoice, Gpu};
     use limbeck::kernels::ensemble::Rule;
@@ -167,6 +167,7 @@ fn replicas_with_orders_of_their_own_are_streamed_alike() {
             optimizer: Optimizer::Sgd { momentum: 0.9, nesterov: false, weight_decay: 0.0 },
             shuffle: true,
             log_every: 5,
+            guard: Guard::default(),
         };
         let rows = Rows { device_memory: memory, ..Rows::default() };
         let teacher = Teacher::Ensemble(vec![teacher], Rule::Arithmetic);
