@@ -23,7 +23,7 @@ struct Step {
     step: u32, row_start: u32, rows: u32, seed: u32,
     lr: f32, momentum: f32, correction_1: f32, correction_2: f32,
     temperature: f32, hard_weight: f32, soft_weight: f32, smoothing: f32,
-    loss_a: f32, loss_b: f32, spare_a: f32, spare_b: f32,
+    loss_a: f32, loss_b: f32, loss_c: f32, loss_d: f32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
