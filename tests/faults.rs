@@ -47,6 +47,7 @@ fn run<'a>(gpu: &'a Gpu, data: &'a Dataset, steps: u64) -> Result<Run<'a>> {
         shuffle: true,
         log_every: 1,
         guard: Guard::default(),
+        features: Vec::new(),
     };
     let replica =
         Replica { seed: 1, lr: 0.1, loss: Loss::HARD, schedules: Default::default(), student: student() };

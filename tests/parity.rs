@@ -176,6 +176,7 @@ fn run(
         shuffle: false,
         log_every: 1,
         guard: Guard::default(),
+        features: Vec::new(),
     };
     let walked = vec![fixture.tensors["order"].1.iter().map(|v| *v as u32).collect()];
     let student = fixture.weights("first");

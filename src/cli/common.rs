@@ -268,7 +268,7 @@ impl TrainingArgs {
             return Err(Error::usage("--epochs or --steps", "at least 1", "0"));
         }
         let (batch, shuffle, guard) = (self.batch_size, !self.no_shuffle, Guard::default());
-        Ok(Recipe { batch, length, optimizer, shuffle, log_every, guard })
+        Ok(Recipe { batch, length, optimizer, shuffle, log_every, guard, features: Vec::new() })
     }
 
     /// Holds validation rows back where asked for.

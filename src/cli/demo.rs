@@ -171,6 +171,7 @@ impl<'a> Stage<'a> {
             shuffle: true,
             log_every: 50,
             guard: Guard::default(),
+            features: Vec::new(),
         };
         let replicas = starts.iter().enumerate().map(|(seed, start)| Replica {
             seed: seed as u64,

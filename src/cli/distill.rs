@@ -107,7 +107,7 @@ struct Prepared {
 
 fn prepare(args: &Args) -> Result<Prepared> {
     args.check()?;
-    let recipe = Recipe { guard: args.guard.guard()?, ..args.recipe()? };
+    let recipe = Recipe { guard: args.guard.guard()?, features: args.loss.features(), ..args.recipe()? };
     let loss = args.loss(args.json())?;
     let schedules = args.loss.schedules(args.training.schedules());
     let classes = args.classes();

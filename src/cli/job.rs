@@ -285,6 +285,7 @@ impl Watcher for Watch<'_, '_> {
             loss: Some(row.loss),
             hard_loss: Some(row.hard_loss),
             soft_loss: soft.then_some(row.soft_loss),
+            feature_loss: (!self.job.recipe.features.is_empty()).then_some(row.feature_loss),
             accuracy: Some(row.accuracy),
             agreement: taught.then_some(row.agreement),
             gradient_ratio: row.gradient_ratio.filter(|_| soft),

@@ -4,8 +4,10 @@ use clap::{Args, ValueEnum};
 
 use crate::cli::common::OptimizerName;
 use crate::data::{Dataset, UNLABELLED};
+use crate::distill::features::Feature;
 use crate::distill::loss::Loss;
 use crate::error::{Error, Result};
+use crate::kernels::feature::Kind;
 use crate::kernels::head::Soft;
 use crate::reference::SoftLoss;
 use crate::train::schedule::{Schedule, Schedules};
@@ -63,6 +65,44 @@ pub struct LossArgs {
     /// How the soft loss's weight changes; as above, after warmup:STEPS, if wanted.
     #[arg(long, value_name = "SCHEDULE")]
     soft_weight_schedule: Option<Schedule>,
+    /// FitNets hint: the mean squared difference between a hidden layer of the teacher and a linear map,
+    /// trained along, of one of the student. Layers count from 1, the weight is 1 if not said. Repeatable.
+    #[arg(long, value_name = "STUDENT:TEACHER[:WEIGHT]")]
+    hint: Vec<Layers>,
+    /// Similarity preserving: which rows of a batch the teacher's hidden layer holds to be alike, the
+    /// student's shall too. As --hint; weights in the thousands are usual. Repeatable.
+    #[arg(long, value_name = "STUDENT:TEACHER[:WEIGHT]")]
+    similarity: Vec<Layers>,
+}
+
+/// A hidden layer of the student, one of the teacher, and the weight of the loss between them.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Layers {
+    student: usize,
+    teacher: usize,
+    weight: f64,
+}
+
+impl std::str::FromStr for Layers {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let wrong = || {
+            "expected STUDENT:TEACHER or STUDENT:TEACHER:WEIGHT, layers from 1, such as 1:2:0.5".to_owned()
+        };
+        let parts: Vec<&str> = text.split(':').collect();
+        let layer = |i: usize| parts.get(i).and_then(|p| p.parse().ok()).filter(|n| *n > 0).ok_or_else(wrong);
+        let weight = match parts.get(2) {
+            Some(weight) => {
+                weight.parse().ok().filter(|w: &f64| *w > 0.0 && w.is_finite()).ok_or_else(wrong)?
+            }
+            None => 1.0,
+        };
+        match parts.len() {
+            2 | 3 => Ok(Self { student: layer(0)?, teacher: layer(1)?, weight }),
+            _ => Err(wrong()),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -152,6 +192,15 @@ impl Preset {
 }
 
 impl LossArgs {
+    /// The losses on hidden layers.
+    pub fn features(&self) -> Vec<Feature> {
+        let of = |kind| {
+            move |l: &Layers| Feature { kind, student: l.student, teacher: l.teacher, weight: l.weight }
+        };
+        let similar = self.similarity.iter().map(of(Kind::Similarity));
+        self.hint.iter().map(of(Kind::Hint)).chain(similar).collect()
+    }
+
     /// The optimiser that the preset's convention includes.
     pub fn optimizer(&self) -> Option<OptimizerName> {
         self.preset.and_then(Preset::optimizer)

@@ -1,5 +1,6 @@
 //! Builds the step: data and teacher in, loss head, backward pass, optimiser.
 
+pub mod features;
 pub mod feed;
 pub mod infer;
 pub mod logits;
@@ -7,6 +8,7 @@ pub mod loss;
 pub mod step;
 pub mod teacher;
 
+pub use features::{Feature, Pull};
 pub use feed::Feed;
 pub use loss::Loss;
 pub use step::{Guard, Optimizer, Step};

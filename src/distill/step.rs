@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 
+use crate::distill::features::{Features, Pull};
 use crate::distill::feed::Feed;
 pub use crate::distill::loss::Loss;
 pub use crate::distill::teacher::Teacher;
@@ -10,7 +11,7 @@ use crate::error::Result;
 use crate::gpu::plan::SLOTS;
 use crate::gpu::readback::Flights;
 use crate::gpu::{Gpu, Plan, Program, Tensor};
-use crate::kernels::head::{self, Head, Soft};
+use crate::kernels::head::{self, Head};
 use crate::kernels::{adam, metrics, norm, sgd, step};
 use crate::mlp::Mlp;
 use crate::mlp::weights::Weights;
@@ -55,7 +56,7 @@ impl Optimizer {
     }
 
     /// Number of arenas of running moments.
-    fn moments(&self) -> usize {
+    pub(super) fn moments(&self) -> usize {
         match self {
             Self::Sgd { .. } => 1,
             Self::Adam(_) | Self::KerasAdam(_) => 2,
@@ -94,6 +95,8 @@ pub struct Tally {
     pub accuracy: f32,
     /// Share of the rows on which student and teacher agree.
     pub agreement: f32,
+    /// Mean of the losses on hidden layers, each times its weight.
+    pub feature_loss: f32,
     /// Rows with a loss or gradient that is not a finite number.
     pub non_finite: f32,
     /// Sums of squares of the hard and of the soft part of the logits' gradient.
@@ -110,6 +113,10 @@ pub struct Step {
     /// What a submission leaves of each step: sums over the batch, and with a guard the norms.
     report: Tensor,
     norms: Option<Tensor>,
+    /// Of each feature loss, and their weights.
+    feature_sums: Vec<Tensor>,
+    feature_weights: Vec<f32>,
+    features: Features,
     /// The sums' terms, a row of each slot for every row of the batch.
     stats: Tensor,
     /// The students' parameters.
@@ -134,7 +141,7 @@ impl Step {
         gpu: &Gpu,
         feed: &Feed<'_>,
         teacher: &Teacher,
-        soft: Soft,
+        pull: Pull<'_>,
         students: &[Weights],
         optimizer: Optimizer,
         guard: Guard,
@@ -146,7 +153,7 @@ impl Step {
         let mut plan = Plan::new(gpu);
         let x = feed.record(&mut plan, &ring, batch, None)?;
         let mut beside = Vec::new();
-        let teacher = teacher.record(&mut plan, feed, &ring, &x, students.len(), &mut beside)?;
+        let taught = teacher.record(&mut plan, feed, &ring, &x, students.len(), &mut beside)?;
         let forward = student.record_forward(&mut plan, &x)?;
         let z = forward.logits();
         let d_z = Tensor::zeros(gpu, "d_logits", z.shape)?;
@@ -157,13 +164,15 @@ impl Step {
             order: &feed.order,
             labels: &feed.labels,
             z,
-            teacher: &teacher,
-            soft,
+            teacher: &taught.logits,
+            soft: pull.soft,
             d_z: &d_z,
             stats: &stats,
         };
         head::record(&mut plan, "head", &io, head::Form::of(gpu, k, io.term()))?;
-        student.record_backward(&mut plan, &x, &forward, &d_z, &gradient)?;
+        let hidden = taught.hidden.as_deref();
+        let features = Features::record(&mut plan, pull.features, &forward, hidden, &ring, optimizer)?;
+        student.record_backward(&mut plan, &x, &forward, &d_z, &features.d_hidden, &gradient)?;
         let moments = (0..optimizer.moments())
             .map(|i| Tensor::zeros(gpu, &format!("moment_{}", i + 1), student.whole.shape))
             .collect::<Result<Vec<_>>>()?;
@@ -172,22 +181,34 @@ impl Step {
         if guard.watches() {
             parts.push(("norms".to_owned(), slots, norm::WIDTH));
         }
+        let sums = |i| (format!("features{i}"), slots, metrics::WIDTH);
+        parts.extend((0..pull.features.len()).map(sums));
         let (report, views) = Tensor::arena(gpu, "report", replicas, &parts)?;
-        let norms = views.get(1).cloned();
+        let norms = guard.watches().then(|| views[1].clone());
         if let Some(norms) = &norms {
             norm::record(&mut plan, "norm", guard.clip.map(|c| c as f32), &gradient.whole, norms)?;
         }
         let [gradients, weights] = [&gradient.whole, &student.whole];
         record_update(&mut plan, optimizer, &ring, gradients, weights, &moments, norms.as_ref())?;
 
+        features.record_update(&mut plan, optimizer, &ring, norms.as_ref())?;
+
         let mut tally = Plan::new(gpu);
         metrics::record(&mut tally, "metrics", &stats, &views[0])?;
+        let feature_sums = views[views.len() - pull.features.len()..].to_vec();
+        for (stats, sums) in features.stats.iter().zip(&feature_sums) {
+            metrics::record(&mut tally, &sums.label, stats, sums)?;
+        }
+        let feature_weights = pull.features.iter().map(|f| f.weight as f32).collect();
         Ok(Self {
             program: plan.finish()?,
             tally: tally.finish()?,
             ring,
             report,
             norms,
+            feature_sums,
+            feature_weights,
+            features,
             stats,
             student,
             gradient,
@@ -245,7 +266,8 @@ impl Step {
     /// What a step changes and the next one needs, by name: what a checkpoint holds.
     pub fn arenas(&self) -> Vec<(&str, &Tensor)> {
         let student = [("student", &self.student.whole)];
-        student.into_iter().chain(self.moments.iter().map(|m| (m.label.as_str(), m))).collect()
+        let moments = self.moments.iter().map(|m| (m.label.as_str(), m));
+        student.into_iter().chain(moments).chain(self.features.arenas()).collect()
     }
 
     /// Submits the steps given as `scalars[slot * replicas + replica]` in one submission, followed
@@ -290,6 +312,12 @@ impl Step {
         let [hard, soft, correct, agree, bad, labelled, hard_norm, soft_norm] =
             std::array::from_fn(|i| f32::from_bits(raw[at + i]));
         let n = rows as f32;
+        let (mut feature_loss, mut bad) = (0.0, bad);
+        for (sums, weight) in self.feature_sums.iter().zip(&self.feature_weights) {
+            let row = replica * sums.replica_stride + sums.offset + slot * metrics::WIDTH;
+            feature_loss += weight * f32::from_bits(raw[row]) / n;
+            bad += f32::from_bits(raw[row + 4]);
+        }
         Tally {
             rows,
             labelled,
@@ -297,6 +325,7 @@ impl Step {
             soft_loss: soft / n,
             accuracy: correct / labelled.max(1.0),
             agreement: agree / n,
+            feature_loss,
             non_finite: bad,
             gradient_norms: [hard_norm, soft_norm],
             held,
@@ -304,7 +333,7 @@ impl Step {
     }
 }
 
-fn record_update(
+pub(super) fn record_update(
     plan: &mut Plan<'_>,
     optimizer: Optimizer,
     ring: &Tensor,

@@ -54,6 +54,26 @@ impl Member {
     }
 }
 
+/// What a teacher's part of the step leaves.
+pub struct Taught {
+    /// For the loss head.
+    pub logits: head::Teacher,
+    /// The outputs of the hidden layers `[r or 1, batch, width]`, where one network teaches.
+    pub hidden: Option<Vec<Tensor>>,
+}
+
+impl Taught {
+    fn by(logits: head::Teacher) -> Self {
+        Self { logits, hidden: None }
+    }
+
+    fn by_network(plan: &mut Plan<'_>, mlp: &Mlp, x: &Tensor) -> Result<Self> {
+        let mut outputs = mlp.record_forward(plan, x)?.outputs;
+        let logits = outputs.pop().map_or(head::Teacher::None, head::Teacher::Live);
+        Ok(Self { logits, hidden: Some(outputs) })
+    }
+}
+
 impl Teacher {
     /// Records what the teacher does in a step: its forward passes, and the mean of several. What has to
     /// be staged with the rows is added to `beside`.
@@ -68,36 +88,34 @@ impl Teacher {
         x: &Tensor,
         replicas: usize,
         beside: &mut Vec<Feed<'static>>,
-    ) -> Result<head::Teacher> {
+    ) -> Result<Taught> {
         let (members, rule) = match self {
-            Self::None => return Ok(head::Teacher::None),
-            Self::Live(mlp) => {
-                return Ok(head::Teacher::Live(mlp.record_forward(plan, x)?.logits().clone()));
-            }
-            Self::Cached(logits) => return Ok(head::Teacher::Cached(logits.clone())),
+            Self::None => return Ok(Taught::by(head::Teacher::None)),
+            Self::Live(mlp) => return Taught::by_network(plan, mlp, x),
+            Self::Cached(logits) => return Ok(Taught::by(head::Teacher::Cached(logits.clone()))),
             Self::Ensemble(members, rule) => (members, *rule),
         };
         let batch = x.shape[1];
         let mut sources = members
             .iter()
             .map(|member| match member {
-                Member::Cached(logits) => Ok(head::Teacher::Cached(logits.clone())),
+                Member::Cached(logits) => Ok(Taught::by(head::Teacher::Cached(logits.clone()))),
                 Member::Rows(logits, memory) => {
                     let own = feed.beside(plan.gpu, logits.clone(), batch, *memory)?;
                     let v = own.record(plan, ring, batch, None)?;
                     beside.push(own);
-                    Ok(head::Teacher::Live(v))
+                    Ok(Taught::by(head::Teacher::Live(v)))
                 }
                 Member::Live(mlp, own) => {
                     let x = match feed.suits(own.as_ref()) {
                         true => x.clone(),
                         false => feed.record(plan, ring, batch, own.as_ref())?,
                     };
-                    Ok(head::Teacher::Live(mlp.record_forward(plan, &x)?.logits().clone()))
+                    Taught::by_network(plan, mlp, &x)
                 }
             })
             .collect::<Result<Vec<_>>>()?;
-        let classes = |source: &head::Teacher| match source {
+        let classes = |source: &Taught| match &source.logits {
             head::Teacher::None => 0,
             head::Teacher::Live(v) | head::Teacher::Cached(v) => v.shape[2],
         };
@@ -111,7 +129,8 @@ impl Teacher {
             return Ok(sources.swap_remove(0));
         }
         let v = Tensor::zeros(plan.gpu, "teacher.v", [replicas, batch, k])?;
-        ensemble::record(plan, "teacher.ensemble", rule, ring, &feed.order, &sources, &v)?;
-        Ok(head::Teacher::Live(v))
+        let logits: Vec<_> = sources.into_iter().map(|s| s.logits).collect();
+        ensemble::record(plan, "teacher.ensemble", rule, ring, &feed.order, &logits, &v)?;
+        Ok(Taught::by(head::Teacher::Live(v)))
     }
 }

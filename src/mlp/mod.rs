@@ -158,7 +158,8 @@ impl Mlp {
 
     /// Records the backward pass from `d_logits` into `gradient`, layer by layer, last to first:
     /// weight and bias gradient in one product, then the input's gradient with the activation's
-    /// derivative as its mask. The input of the network gets no gradient.
+    /// derivative as its mask. The input of the network gets no gradient. `d_hidden` holds by hidden layer
+    /// what other losses have left of the gradient of its output `[r, batch, width]`; it is overwritten.
     ///
     /// # Errors
     /// As [`Plan::dispatch`].
@@ -168,6 +169,7 @@ impl Mlp {
         x: &Tensor,
         forward: &Forward,
         d_logits: &Tensor,
+        d_hidden: &[Option<Tensor>],
         gradient: &Self,
     ) -> Result<()> {
         let mut d_output = d_logits.clone();
@@ -186,7 +188,12 @@ impl Mlp {
             if i == 0 {
                 break;
             }
-            let d_input = Tensor::zeros(plan.gpu, &format!("{name}.d_input"), input.shape)?;
+            let begun = d_hidden.get(i - 1).cloned().flatten();
+            let accumulate = begun.is_some();
+            let d_input = match begun {
+                Some(begun) => begun,
+                None => Tensor::zeros(plan.gpu, &format!("{name}.d_input"), input.shape)?,
+            };
             let saved = forward.pre_activations[i - 1].as_ref().unwrap_or(input);
             matmul::record(
                 plan,
@@ -195,7 +202,7 @@ impl Mlp {
                 &d_output,
                 &layer.weight,
                 &d_input,
-                &Epilogue { mask: Some((self.activation, saved)), ..Epilogue::default() },
+                &Epilogue { accumulate, mask: Some((self.activation, saved)), ..Epilogue::default() },
             )?;
             d_output = d_input;
         }

@@ -73,6 +73,12 @@ impl Mlp {
     /// From d_Z of the logits, last layer to first:
     /// d_W = d_Z' X, d_b = column sums of d_Z, d_X = d_Z W, d_Z below = d_X * f'(Z below).
     pub fn backward(&self, trace: &Trace, d_logits: &Matrix) -> Gradients {
+        self.backward_with(trace, d_logits, &[])
+    }
+
+    /// As [`Mlp::backward`], where other losses add their gradient of a hidden layer's output: d_X of
+    /// hidden layer l, from 0, begins with `d_hidden[l]`.
+    pub fn backward_with(&self, trace: &Trace, d_logits: &Matrix, d_hidden: &[Option<Matrix>]) -> Gradients {
         let mut d_weights = Vec::new();
         let mut d_biases = Vec::new();
         let mut d_z = d_logits.clone();
@@ -81,6 +87,9 @@ impl Mlp {
             d_biases.push(column_sums(&d_z).value.data);
             d_z = matmul(&d_z, &self.weights[l], false, false).value;
             if l > 0 {
+                if let Some(Some(d)) = d_hidden.get(l - 1) {
+                    d_z.data.iter_mut().zip(&d.data).for_each(|(d_z, d)| *d_z += d);
+                }
                 let below = &trace.pre_activations[l - 1];
                 for (d, z) in d_z.data.iter_mut().zip(&below.data) {
                     *d *= self.activation.derivative(*z);

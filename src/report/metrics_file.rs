@@ -29,6 +29,8 @@ pub struct Line {
     pub accuracy: Option<f64>,
     /// Share of rows on which student and teacher agree.
     pub agreement: Option<f64>,
+    /// Mean of the losses on hidden layers, each times its weight.
+    pub feature_loss: Option<f64>,
     /// Norm of the soft part of the logits' gradient over that of the hard part, both weighted.
     pub gradient_ratio: Option<f64>,
     /// Learning rate of the last step.

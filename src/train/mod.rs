@@ -23,6 +23,7 @@ pub mod schedule;
 use std::time::{Duration, Instant};
 
 use crate::data::Dataset;
+use crate::distill::features::{Feature, Pull};
 use crate::distill::step::{Guard, Loss, Optimizer, Step, Tally, Teacher};
 use crate::distill::{Feed, infer};
 use crate::error::{Error, Result};
@@ -59,6 +60,8 @@ pub struct Recipe {
     pub log_every: u64,
     /// Against gradients that are too long or not finite.
     pub guard: Guard,
+    /// Losses on hidden layers.
+    pub features: Vec<Feature>,
 }
 
 /// What one replica has of its own.
@@ -149,6 +152,8 @@ pub struct Row {
     pub hard_loss: f64,
     /// Mean soft loss.
     pub soft_loss: f64,
+    /// Mean of the losses on hidden layers, each times its weight.
+    pub feature_loss: f64,
     /// Share of labelled rows that were right.
     pub accuracy: f64,
     /// Share of rows on which student and teacher agreed.
@@ -241,7 +246,8 @@ impl<'a> Run<'a> {
         let feed = Feed::new(gpu, data, labels, [orders, length], batch, rows.device_memory)?;
         let students: Vec<_> = replicas.iter().map(|r| r.student.clone()).collect();
         let Recipe { optimizer, guard, .. } = recipe;
-        let step = Step::record(gpu, &feed, teacher, soft, &students, optimizer, guard, batch)?;
+        let pull = Pull { soft, features: &recipe.features };
+        let step = Step::record(gpu, &feed, teacher, pull, &students, optimizer, guard, batch)?;
         let per_epoch = length.div_ceil(batch) as u64;
         let steps = match recipe.length {
             Length::Epochs(n) => n * per_epoch,
@@ -465,6 +471,7 @@ struct Sums {
     loss: f64,
     hard: f64,
     soft: f64,
+    features: f64,
     right: f64,
     labelled: f64,
     agreed: f64,
@@ -530,6 +537,7 @@ impl Run<'_> {
             loss: s.loss / s.steps,
             hard_loss: s.hard / s.steps,
             soft_loss: s.soft / s.steps,
+            feature_loss: s.features / s.steps,
             accuracy: s.right / s.labelled.max(1.0),
             agreement: s.agreed / s.rows,
             gradient_ratio: (s.hard_norm > 0.0).then(|| (s.soft_norm / s.hard_norm).sqrt()),
@@ -545,7 +553,10 @@ impl Run<'_> {
 impl Sums {
     fn add(&mut self, t: &Tally, loss: &Loss) {
         self.steps += 1.0;
-        self.loss += loss.hard_weight * f64::from(t.hard_loss) + loss.soft_weight * f64::from(t.soft_loss);
+        self.loss += loss.hard_weight * f64::from(t.hard_loss)
+            + loss.soft_weight * f64::from(t.soft_loss)
+            + f64::from(t.feature_loss);
+        self.features += f64::from(t.feature_loss);
         self.hard_norm += f64::from(t.gradient_norms[0]);
         self.soft_norm += f64::from(t.gradient_norms[1]);
         self.hard += f64::from(t.hard_loss);

@@ -1,9 +1,10 @@
 //! N + M steps are N steps, a state on disk, and M steps: weights, moments and rows, bit for bit.
 
 use limbeck::data::Dataset;
-use limbeck::distill::{Guard, Loss, Optimizer, Teacher};
+use limbeck::distill::{Feature, Guard, Loss, Optimizer, Teacher};
 use limbeck::gpu::{AdapterChoice, Gpu};
 use limbeck::kernels::adam::Adam;
+use limbeck::kernels::feature::Kind;
 use limbeck::kernels::matmul::Activation;
 use limbeck::mlp::Mlp;
 use limbeck::mlp::weights::{Initializer, Weights};
@@ -35,8 +36,18 @@ impl Shop {
     fn run(&self, optimizer: Optimizer, replicas: usize, memory: Option<u64>) -> Run<'_> {
         // Norms clipped in some steps and not in others.
         let guard = Guard { clip: (replicas == 3).then_some(0.5), skip: false };
-        let recipe =
-            Recipe { batch: 32, length: Length::Steps(47), optimizer, shuffle: true, log_every: 7, guard };
+        // A regressor is trained along and has to be there again.
+        let hint = Feature { kind: Kind::Hint, student: 1, teacher: 1, weight: 0.5 };
+        let features = if replicas == 3 { vec![hint] } else { vec![] };
+        let recipe = Recipe {
+            batch: 32,
+            length: Length::Steps(47),
+            optimizer,
+            shuffle: true,
+            log_every: 7,
+            guard,
+            features,
+        };
         let rows = Rows { walked: vec![(0..300).collect()], device_memory: memory, ..Rows::default() };
         let replica = |seed| Replica {
             seed,

@@ -168,6 +168,7 @@ fn replicas_with_orders_of_their_own_are_streamed_alike() {
             shuffle: true,
             log_every: 5,
             guard: Guard::default(),
+            features: Vec::new(),
         };
         let rows = Rows { device_memory: memory, ..Rows::default() };
         let teacher = Teacher::Ensemble(vec![teacher], Rule::Arithmetic);
