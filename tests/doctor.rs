@@ -125,7 +125,7 @@ fn planted_faults_in_each_loss_make_doctor_fail() {
         ("reverse-kl", "exp(l.x) * (l.x - against)", "exp(l.y) * (l.x - against)"),
         ("symmetric-kl", "(q - p) * ratio", "q * ratio"),
         ("jsd", "l + row.args.wz", "l + row.args.zw"),
-        ("jsd", "row.args.y * q * (below.x", "row.args.x * q * (below.x"),
+        ("jsd", "q * (row.args.y * (below.x", "q * (row.args.x * (below.x"),
         ("dkd", "target_of.x - target_of.y", "target_of.y - target_of.x"),
         ("dkd", "(target_of.y - target_of.x) * q", "(target_of.y - target_of.x) * p"),
         ("dkd", "exp(row.log_rest.y) * (", "exp(row.log_rest.x) * ("),
