@@ -171,7 +171,7 @@ impl Job<'_> {
         let data = parts
             .into_iter()
             .filter_map(|(name, part)| Some((name.to_owned(), part?)))
-            .map(|(name, part)| Ok((name, part.content_sha256()?)))
+            .map(|(name, part)| Ok((name, part.fingerprint()?)))
             .collect::<Result<_>>()?;
         let teacher = self.teachers.map(Teachers::sha256).unwrap_or_default();
         let record = Record::new(self.resolved.command(), self.gpu, self.replica.seed, data, teacher);

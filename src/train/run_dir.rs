@@ -56,7 +56,7 @@ pub struct Record {
     pub device: Device,
     /// Of weights, orders and splits.
     pub seed: u64,
-    /// sha256 of the rows of each part as they were trained on.
+    /// Of the rows of each part as they were trained on: [`crate::data::Dataset::fingerprint`].
     pub data: BTreeMap<String, String>,
     /// sha256 of each teacher's weights or logits.
     pub teacher: Vec<String>,
@@ -316,7 +316,7 @@ fn lock(root: &Path) -> Result<File> {
 }
 
 fn short(sha: &str) -> String {
-    sha.chars().take(12).collect()
+    sha.rsplit(':').next().unwrap_or_default().chars().take(12).collect()
 }
 
 /// The newest usable checkpoint. One whose metrics are no longer there would leave a gap in them.

@@ -178,3 +178,32 @@ fn joined_rows_are_read_alike() {
         }
     }
 }
+
+#[test]
+fn a_fingerprint_sees_what_a_sample_can() {
+    let rows = 1000_usize;
+    let set = |change: Option<(usize, f32)>, label: u8, options: &LoadOptions| {
+        let mut x: Vec<f32> = (0..rows * 2).map(|i| i as f32).collect();
+        change.into_iter().for_each(|(at, value)| x[at] = value);
+        let y: Vec<u8> = (0..rows).map(|i| if i == 500 { label } else { (i % 3) as u8 }).collect();
+        let x = npy_bytes(ElementType::F32, &[rows, 2], &f32s(&x));
+        let folder = folder(&[("x.npy", x), ("y.npy", npy_bytes(ElementType::U8, &[rows], &y))]);
+        load(folder.path(), options).unwrap().train
+    };
+    let print = |set: &Dataset| set.fingerprint().unwrap();
+    let here = set(None, 0, &LoadOptions::default());
+    assert_eq!(print(&here), here.content_sha256().unwrap());
+    let there = set(None, 0, &lazy());
+    assert!(print(&there).starts_with("sampled:"));
+    assert_eq!(print(&there), print(&set(None, 0, &lazy())));
+    // The first row, the last, a label, the order.
+    for other in
+        [set(Some((1, -1.0)), 0, &lazy()), set(Some((rows * 2 - 1, -1.0)), 0, &lazy()), set(None, 1, &lazy())]
+    {
+        assert_ne!(print(&there), print(&other));
+    }
+    let order = crate::rng::permutation(3, 0, rows as u32);
+    assert_ne!(print(&there), print(&there.select(&order)));
+    // Nor is every row read.
+    assert_eq!(print(&there), print(&set(Some((2 * 2, -1.0)), 0, &lazy())));
+}
