@@ -234,6 +234,8 @@ impl RunDir {
         } else if begin == Begin::Resume {
             say(&format!("nothing to resume in {}: beginning", root.display()));
         }
+        // First of all: a folder with the record is a run that can be resumed, whatever else it lacks.
+        write_json(root, RECORD, &record)?;
         // What an earlier, longer run left would contradict this one.
         for name in [model, SUMMARY] {
             let path = root.join(name);
@@ -245,9 +247,7 @@ impl RunDir {
             .map(|name| from.as_ref().and_then(|c| c.files.get(name)).copied().unwrap_or(0));
         let metrics = MetricsFile::open(root, bytes)?;
         write_atomically(&root.join(CONFIG), config.as_bytes())?;
-        let dir = Self { root: root.to_owned(), metrics, record, _lock: lock };
-        dir.write_record()?;
-        Ok((dir, from))
+        Ok((Self { root: root.to_owned(), metrics, record, _lock: lock }, from))
     }
 
     /// Writes a checkpoint, with the metrics on the disk before it, and removes all but the last `keep`.
@@ -270,7 +270,7 @@ impl RunDir {
     /// # Errors
     /// [`Error::Io`].
     pub fn write_summary(&self, summary: &impl Serialize) -> Result<()> {
-        self.write_json(SUMMARY, summary)
+        write_json(&self.root, SUMMARY, summary)
     }
 
     /// Records how the run ended.
@@ -286,19 +286,15 @@ impl RunDir {
         self.record.status = status.to_owned();
         self.record.exit_code = Some(error.map_or(0, Error::exit_code));
         self.record.error = error.map(ToString::to_string);
-        self.write_record()
+        write_json(&self.root, RECORD, &self.record)
     }
+}
 
-    fn write_record(&self) -> Result<()> {
-        self.write_json(RECORD, &self.record)
-    }
-
-    fn write_json(&self, name: &str, value: &impl Serialize) -> Result<()> {
-        let path = self.root.join(name);
-        let mut text = serde_json::to_vec_pretty(value).map_err(|e| Error::io("write", &path, e.into()))?;
-        text.push(b'\n');
-        write_atomically(&path, &text)
-    }
+fn write_json(root: &Path, name: &str, value: &impl Serialize) -> Result<()> {
+    let path = root.join(name);
+    let mut text = serde_json::to_vec_pretty(value).map_err(|e| Error::io("write", &path, e.into()))?;
+    text.push(b'\n');
+    write_atomically(&path, &text)
 }
 
 /// Two processes that append to one run would spoil it. The lock goes with the process, however it ends.

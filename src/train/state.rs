@@ -8,7 +8,8 @@ use std::time::Instant;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 use crate::error::{Error, Result};
-use crate::train::{Run, Sums};
+use crate::train::Run;
+use crate::train::log::Sums;
 
 /// Numbers in one replica's sums.
 const SUMS: usize = size_of::<Sums>() / size_of::<f64>();
