@@ -32,12 +32,14 @@ pub struct Row {
     pub steps: u64,
     /// Passes over the data so far.
     pub epoch: f64,
-    /// hard_weight * hard + soft_weight * soft.
+    /// hard_weight * hard + soft_weight * soft + the losses on hidden layers.
     pub loss: f64,
     /// Mean cross-entropy.
     pub hard_loss: f64,
     /// Mean soft loss.
     pub soft_loss: f64,
+    /// Mean of the losses on hidden layers, each times its weight.
+    pub feature_loss: f64,
     /// Share of labelled rows that were right.
     pub accuracy: f64,
     /// Share of rows on which student and teacher agreed.
@@ -101,6 +103,7 @@ pub(super) struct Sums {
     pub(super) loss: f64,
     pub(super) hard: f64,
     pub(super) soft: f64,
+    pub(super) features: f64,
     pub(super) right: f64,
     pub(super) labelled: f64,
     pub(super) agreed: f64,
@@ -184,6 +187,7 @@ impl Run<'_> {
             loss: s.loss / s.steps,
             hard_loss: s.hard / s.steps,
             soft_loss: s.soft / s.steps,
+            feature_loss: s.features / s.steps,
             accuracy: s.right / s.labelled.max(1.0),
             agreement: s.agreed / s.rows,
             gradient_ratio: (s.hard_norm > 0.0).then(|| (s.soft_norm / s.hard_norm).sqrt()),
@@ -199,7 +203,10 @@ impl Run<'_> {
 impl Sums {
     fn add(&mut self, t: &Tally, loss: &Loss) {
         self.steps += 1.0;
-        self.loss += loss.hard_weight * f64::from(t.hard_loss) + loss.soft_weight * f64::from(t.soft_loss);
+        self.loss += loss.hard_weight * f64::from(t.hard_loss)
+            + loss.soft_weight * f64::from(t.soft_loss)
+            + f64::from(t.feature_loss);
+        self.features += f64::from(t.feature_loss);
         self.hard_norm += f64::from(t.gradient_norms[0]);
         self.soft_norm += f64::from(t.gradient_norms[1]);
         self.hard += f64::from(t.hard_loss);
