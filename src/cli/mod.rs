@@ -17,6 +17,7 @@ mod logits;
 mod loss;
 mod options;
 mod predict;
+mod repair;
 mod replay;
 mod seeds;
 mod teachers;
@@ -64,6 +65,8 @@ enum Command {
     Eval(eval::Args),
     /// Compare two networks on the same rows: McNemar's test.
     Compare(compare::Args),
+    /// Repair the output biases of a network that learned without some classes.
+    RepairBias(repair::Args),
     /// Write a teacher's logits once, for any number of students: shards, job arrays, top-k.
     Logits(logits::Args),
     /// Run a network over rows and write logits or probabilities.
@@ -94,6 +97,7 @@ pub fn run() -> Result<()> {
         Command::Replay(args) => replay::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Compare(args) => compare::run(&args),
+        Command::RepairBias(args) => repair::run(&args),
         Command::Logits(args) => logits::run(&args),
         Command::Predict(args) => predict::run(&args),
         Command::Export(args) => export::run(&args),

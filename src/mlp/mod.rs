@@ -1,6 +1,7 @@
 //! Multi-layer perceptrons: sizes, parameters, and the forward and backward pass side by side.
 
 pub mod onnx;
+pub mod repair;
 pub mod weights;
 
 use crate::error::{Error, Result};

@@ -7,5 +7,6 @@ mod input;
 mod logits;
 mod losses;
 mod quality;
+mod repair;
 mod rows;
 mod tables;
