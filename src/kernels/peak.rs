@@ -16,8 +16,9 @@ params! {
 
 /// Invocations in a workgroup of the FMA kernel: a narrow one suits software drivers.
 pub const WORKGROUPS: [u32; 3] = [8, 16, 64];
-const STREAMS: u32 = 8;
-const UNROLL: u32 = 16;
+/// Vec4 chains of an invocation, and fused multiply-adds of each in a round.
+const CHAINS: u32 = 8;
+const ROUND: u32 = 16;
 
 /// `shaders/peak_fma.wgsl`.
 pub static FMA: Kernel = Kernel {
@@ -47,7 +48,7 @@ fn constants(workgroup: u32) -> Constants {
 /// As [`Plan::dispatch`].
 pub fn record_fma(plan: &mut Plan<'_>, workgroup: u32, rounds: u32, result: &Tensor) -> Result<f64> {
     let n = result.shape[2] as u32;
-    let flops = f64::from(n) * 2.0 * 4.0 * f64::from(STREAMS * UNROLL) * f64::from(rounds);
+    let flops = f64::from(n) * 2.0 * 4.0 * f64::from(CHAINS * ROUND) * f64::from(rounds);
     plan.dispatch(Call {
         kernel: &FMA,
         constants: constants(workgroup),
