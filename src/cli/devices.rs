@@ -2,7 +2,8 @@
 
 use crate::cli::common::DeviceArgs;
 use crate::error::{Error, Result};
-use crate::gpu::device::{self, Surroundings};
+use crate::gpu::device;
+use crate::gpu::surroundings::Surroundings;
 use crate::report::table;
 
 /// Lists every adapter with its limits and features; `*` marks the one that a run would take.

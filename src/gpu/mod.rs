@@ -9,6 +9,7 @@ pub mod pipeline;
 pub mod plan;
 pub mod profile;
 pub mod readback;
+pub mod surroundings;
 pub mod tensor;
 
 pub use device::{AdapterChoice, Gpu};

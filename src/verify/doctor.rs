@@ -7,7 +7,8 @@ use std::time::Instant;
 use serde::Serialize;
 
 use crate::error::{Error, Result};
-use crate::gpu::device::{self, AdapterChoice, AdapterReport, Gpu, Surroundings};
+use crate::gpu::device::{self, AdapterChoice, AdapterReport, Gpu};
+use crate::gpu::surroundings::Surroundings;
 use crate::gpu::{Plan, Tensor};
 use crate::kernels::matmul::Choice;
 use crate::kernels::metrics;
