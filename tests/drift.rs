@@ -100,7 +100,7 @@ fn the_step_is_the_same_struct_everywhere() {
     }
     assert_eq!(
         seen.into_iter().collect::<Vec<_>>(),
-        ["adam", "ensemble", "feature_hint", "feature_similarity", "gather", "head", "sgd"]
+        ["adam", "dropout", "ensemble", "feature_hint", "feature_similarity", "gather", "head", "sgd"]
     );
 }
 

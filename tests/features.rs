@@ -1,8 +1,10 @@
-//! Losses on hidden layers in whole runs: the students that the reference trains, step for step.
+//! Losses on hidden layers and regularisation in whole runs: the students that the reference trains, step for
+//! step.
 
 use limbeck::data::{Dataset, Elements};
-use limbeck::distill::{Feature, Guard, Loss, Optimizer, Teacher};
+use limbeck::distill::{Feature, Guard, Loss, Optimizer, Regularize, Teacher};
 use limbeck::gpu::{AdapterChoice, Gpu};
+use limbeck::kernels::dropout::Drop;
 use limbeck::kernels::feature::Kind;
 use limbeck::kernels::matmul::Activation;
 use limbeck::mlp::Mlp;
@@ -11,6 +13,7 @@ use limbeck::reference::linalg::matmul;
 use limbeck::reference::mlp::Gradients;
 use limbeck::reference::{self, Convention, Matrix, Rule, SoftLoss, features};
 use limbeck::train::{Length, Recipe, Replica, Rows, Run};
+use limbeck::verify::dropout::kept;
 use limbeck::verify::matmul::oracle;
 
 const ROWS: usize = 23;
@@ -48,8 +51,33 @@ fn add(sum: &mut Option<Matrix>, d: &Matrix) {
     }
 }
 
+/// What each layer's input is multiplied by in a step from 0.
+fn masks(
+    regularize: Regularize,
+    seed: u64,
+    step: usize,
+    rows: usize,
+    widths: &[usize],
+) -> Vec<Option<Matrix>> {
+    let of_layer = |(layer, width): (usize, &usize)| {
+        let rate = if layer == 0 { regularize.input_dropout } else { regularize.dropout };
+        let drop = Drop { rate, layer };
+        let kept = kept(seed, step as u32 + 1, drop, [rows, *width], width.div_ceil(4));
+        let scale = 1.0 / (1.0 - rate);
+        let mask = kept.map(|k| if k { scale } else { 0.0 }).collect();
+        (rate > 0.0).then(|| Matrix::new(rows, *width, mask))
+    };
+    widths[..widths.len() - 1].iter().enumerate().map(of_layer).collect()
+}
+
 /// The weights after some steps, and each step's weighted feature loss, in f64.
-fn expected(start: &Weights, teacher: &reference::Mlp, losses: &[Feature]) -> (reference::Mlp, Vec<f64>) {
+fn expected(
+    start: &Weights,
+    teacher: &reference::Mlp,
+    losses: &[Feature],
+    regularize: Regularize,
+    seed: u64,
+) -> (reference::Mlp, Vec<f64>) {
     let set = set();
     let Elements::F32(x) = &set.x else { panic!("f32 rows") };
     let all = Matrix::from_f32(ROWS, 7, x);
@@ -76,7 +104,10 @@ fn expected(start: &Weights, teacher: &reference::Mlp, losses: &[Feature]) -> (r
         let rows: Vec<usize> = (first..ROWS.min(first + BATCH)).collect();
         let x = all.gather(&rows);
         let labels: Vec<Option<usize>> = rows.iter().map(|i| Some(i % 5)).collect();
-        let (own, taught) = (student.forward(&x), teacher.forward(&x));
+        let masks = masks(regularize, seed, step, rows.len(), &student.layers);
+        let (own, taught) = (student.forward_with(&x, masks), teacher.forward(&x));
+        // Before dropout.
+        let hidden = |layer: usize| own.pre_activations[layer - 1].map(|z| student.activation.forward(z));
         let d_logits = head.evaluate(own.logits(), Some(taught.logits()), &labels).d_z.value;
         let mut d_hidden = vec![None; student.layers.len() - 2];
         let mut loss = 0.0;
@@ -84,7 +115,7 @@ fn expected(start: &Weights, teacher: &reference::Mlp, losses: &[Feature]) -> (r
             |l: &features::FeatureLoss| l.loss.iter().map(|l| l.value).sum::<f64>() / rows.len() as f64;
         let mut updates: Vec<Option<Gradients>> = Vec::new();
         for (feature, (regressor, _)) in losses.iter().zip(&regressors) {
-            let (h, target) = (&own.inputs[feature.student], &taught.inputs[feature.teacher]);
+            let (h, target) = (&hidden(feature.student), &taught.inputs[feature.teacher]);
             let d_h = &mut d_hidden[feature.student - 1];
             updates.push(match feature.kind {
                 Kind::Hint => {
@@ -118,11 +149,16 @@ fn expected(start: &Weights, teacher: &reference::Mlp, losses: &[Feature]) -> (r
     (student, seen)
 }
 
-fn hold(what: &str, activation: Activation, losses: &[Feature]) {
+/// One order for all, or seeds of their own.
+fn seed(regularize: Regularize, replica: usize) -> u64 {
+    if regularize == Regularize::default() { 0 } else { 3 + ((replica as u64) << 33) }
+}
+
+fn hold(what: &str, activation: Activation, losses: &[Feature], regularize: Regularize, replicas: u64) {
     let gpu = Gpu::open(&AdapterChoice::default()).expect("a device");
     let set = set();
     let teacher = weights(&[7, 9, 8, 5], Activation::Tanh, 99);
-    let starts: Vec<Weights> = (0..2).map(|seed| weights(&[7, 6, 10, 5], activation, seed)).collect();
+    let starts: Vec<Weights> = (0..replicas).map(|seed| weights(&[7, 6, 10, 5], activation, seed)).collect();
     let recipe = Recipe {
         batch: BATCH,
         length: Length::Steps(STEPS as u64),
@@ -131,19 +167,20 @@ fn hold(what: &str, activation: Activation, losses: &[Feature]) {
         log_every: 1,
         guard: Guard::default(),
         features: losses.to_vec(),
+        regularize,
     };
-    let replica = |student: &Weights| Replica {
-        seed: 0,
+    let replica = |(r, student): (usize, &Weights)| Replica {
+        seed: seed(regularize, r),
         lr: LR,
         loss: Loss { temperature: 3.0, hard_weight: 0.4, soft_weight: 0.6, ..Loss::HARD },
         schedules: Default::default(),
         student: student.clone(),
     };
     let mlp = Mlp::upload(&gpu, "teacher", std::slice::from_ref(&teacher)).expect("memory");
-    let replicas = starts.iter().map(replica).collect();
+    let replicas = starts.iter().enumerate().map(replica).collect();
     let mut run =
         Run::new(&gpu, &set, Rows::default(), &Teacher::Live(mlp), recipe, replicas).expect("a run");
-    let mut seen = vec![Vec::new(); 2];
+    let mut seen = vec![Vec::new(); starts.len()];
     run.advance(STEPS as u64, |row| {
         // An epoch ends too; its row is a mean.
         if row.span == limbeck::train::Span::Interval {
@@ -154,7 +191,8 @@ fn hold(what: &str, activation: Activation, losses: &[Feature]) {
     .expect("trained");
     let students = run.students().read_blocking(&gpu).expect("weights");
     for (r, start) in starts.iter().enumerate() {
-        let (mut exact, exact_losses) = expected(start, &twin(&teacher), losses);
+        let (mut exact, exact_losses) =
+            expected(start, &twin(&teacher), losses, regularize, seed(regularize, r));
         let device: Vec<f64> = students[r]
             .layers
             .iter()
@@ -167,7 +205,10 @@ fn hold(what: &str, activation: Activation, losses: &[Feature]) {
         assert!(off < 2e-6, "{what} {activation:?}, replica {r}: weights off by {off:e}");
         assert_eq!(seen[r].len(), STEPS);
         for (step, (device, exact)) in seen[r].iter().zip(&exact_losses).enumerate() {
-            assert!((device - exact).abs() < 1e-5 * exact.abs(), "{what}, step {step}: {device} and {exact}");
+            assert!(
+                (device - exact).abs() <= 1e-5 * exact.abs(),
+                "{what}, step {step}: {device} and {exact}"
+            );
         }
     }
 }
@@ -177,9 +218,22 @@ fn students_with_losses_on_hidden_layers_are_the_references() {
     let hint = |student, teacher| Feature { kind: Kind::Hint, student, teacher, weight: 0.7 };
     let similarity = |student, teacher| Feature { kind: Kind::Similarity, student, teacher, weight: 30.0 };
     for activation in [Activation::Relu, Activation::Tanh, Activation::Gelu] {
-        hold("hint", activation, &[hint(1, 2)]);
-        hold("similarity", activation, &[similarity(2, 1)]);
-        hold("all", activation, &[hint(2, 1), similarity(2, 2), similarity(1, 1), hint(2, 2)]);
+        let all = [hint(2, 1), similarity(2, 2), similarity(1, 1), hint(2, 2)];
+        hold("hint", activation, &[hint(1, 2)], Regularize::default(), 2);
+        hold("similarity", activation, &[similarity(2, 1)], Regularize::default(), 2);
+        hold("all", activation, &all, Regularize::default(), 2);
+        hold("all with dropout", activation, &all, Regularize { dropout: 0.4, input_dropout: 0.2 }, 2);
+    }
+}
+
+#[test]
+fn students_with_dropout_are_the_references() {
+    for activation in [Activation::Relu, Activation::Tanh, Activation::Gelu] {
+        for replicas in [1, 2] {
+            hold("hidden", activation, &[], Regularize { dropout: 0.5, input_dropout: 0.0 }, replicas);
+            hold("inputs", activation, &[], Regularize { dropout: 0.0, input_dropout: 0.2 }, replicas);
+            hold("both", activation, &[], Regularize { dropout: 0.3, input_dropout: 0.6 }, replicas);
+        }
     }
 }
 
@@ -196,6 +250,7 @@ fn layers_that_there_are_not_and_teachers_that_show_none_are_refused() {
             log_every: 1,
             guard: Guard::default(),
             features: vec![Feature { kind: Kind::Hint, student, teacher: layer, weight }],
+            regularize: Regularize::default(),
         };
         let replica = Replica {
             seed: 0,

@@ -28,6 +28,7 @@ use std::time::{Duration, Instant};
 
 use crate::data::Dataset;
 use crate::distill::features::{Feature, Pull};
+use crate::distill::regularize::Regularize;
 use crate::distill::step::{Guard, Loss, Optimizer, Step, Teacher};
 use crate::distill::{Feed, infer};
 use crate::error::{Error, Result};
@@ -67,12 +68,14 @@ pub struct Recipe {
     pub guard: Guard,
     /// Losses on hidden layers.
     pub features: Vec<Feature>,
+    /// Against learning the rows by heart.
+    pub regularize: Regularize,
 }
 
 /// What one replica has of its own.
 #[derive(Clone, Debug)]
 pub struct Replica {
-    /// Of the order of its rows.
+    /// Of the order of its rows and of what is drawn in its steps.
     pub seed: u64,
     /// Learning rate.
     pub lr: f64,
@@ -201,9 +204,9 @@ impl<'a> Run<'a> {
         let batch = recipe.batch.min(length);
         let feed = Feed::new(gpu, data, labels, [orders, length], batch, rows.device_memory)?;
         let students: Vec<_> = replicas.iter().map(|r| r.student.clone()).collect();
-        let Recipe { optimizer, guard, .. } = recipe;
+        let Recipe { optimizer, guard, regularize, .. } = recipe;
         let pull = Pull { soft, features: &recipe.features };
-        let step = Step::record(gpu, &feed, teacher, pull, &students, optimizer, guard, batch)?;
+        let step = Step::record(gpu, &feed, teacher, pull, &students, optimizer, guard, regularize, batch)?;
         let per_epoch = length.div_ceil(batch) as u64;
         let steps = match recipe.length {
             Length::Epochs(n) => n * per_epoch,
@@ -312,6 +315,7 @@ impl<'a> Run<'a> {
         let of = |replica: &Replica| {
             let (lr, loss) = replica.at(t, self.steps);
             let mut scalars = self.step.scalars(t, batch.start, batch.rows, lr, &loss);
+            scalars.seed = rng::key32(replica.seed);
             if let Optimizer::Sgd { momentum, .. } = self.recipe.optimizer {
                 scalars.momentum = replica.schedules.momentum.at(momentum, t, self.steps) as f32;
             }

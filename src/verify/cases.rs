@@ -1,5 +1,7 @@
 //! The fixed lists of cases: sizes that fit no tile, and every combination of constants.
 
+mod regularizers;
+
 use crate::kernels::adam::Adam;
 use crate::kernels::ensemble::Rule;
 use crate::kernels::feature::Kind;
@@ -403,6 +405,7 @@ pub fn thorough() -> Vec<Case> {
         ensembles(&[[1, 2], [3, 31], [5, 64], [3, 65], [2, 257], [2, 1000]]),
         features(&[[1, 1], [3, 31], [31, 64], [64, 3], [65, 65], [13, 257], [129, 7]]),
         gathers(&[[1, 1], [3, 31], [31, 64], [64, 3], [65, 65], [257, 257], [7, 784]]),
+        regularizers::dropouts(&[[1, 1], [3, 31], [31, 64], [65, 65], [257, 257]]),
         reductions(&[1, 3, 31, 64, 65, 257]),
         norms(&[1, 3, 31, 64, 65, 257, 1021, 66_000]),
         updates(&[1, 3, 31, 64, 65, 257, 1021, 66_000]),
@@ -425,6 +428,7 @@ pub fn short() -> Vec<Case> {
         ensembles(&[[5, 67]]),
         features(&[[67, 31]]),
         gathers(&[[65, 31], [31, 65]]),
+        regularizers::dropouts(&[[65, 31]]),
         reductions(&[65]),
         norms(&[1021]),
         updates(&[1021]),

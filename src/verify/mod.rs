@@ -9,7 +9,7 @@
 //! ```text
 //! zone     tensors in poisoned memory
 //! inputs   the kinds of data
-//! matmul, gather, head, feature, ensemble, metrics, norm, sgd, adam    one kernel each: its Case and its check
+//! matmul, gather, dropout, head, feature, ensemble, metrics, norm, sgd, adam    one kernel each: its Case and its check
 //! cases    the fixed lists: thorough for the tests, short for doctor
 //! doctor   all of it on every adapter, with a verdict per kernel
 //! ```
@@ -17,6 +17,7 @@
 pub mod adam;
 pub mod cases;
 pub mod doctor;
+pub mod dropout;
 pub mod ensemble;
 pub mod feature;
 pub mod gather;
@@ -45,6 +46,8 @@ pub enum Case {
     Matmul(matmul::Case),
     /// See [`gather`].
     Gather(gather::Case),
+    /// See [`dropout`].
+    Dropout(dropout::Case),
     /// See [`head`].
     Head(head::Case),
     /// See [`feature`].
@@ -70,6 +73,7 @@ impl Case {
         match self {
             Self::Matmul(c) => matmul::check(gpu, c),
             Self::Gather(c) => gather::check(gpu, c),
+            Self::Dropout(c) => dropout::check(gpu, c),
             Self::Head(c) => head::check(gpu, c),
             Self::Feature(c) => feature::check(gpu, c),
             Self::Ensemble(c) => ensemble::check(gpu, c),
@@ -85,6 +89,7 @@ impl Case {
         match self {
             Self::Matmul(_) => "matmul",
             Self::Gather(_) => "gather",
+            Self::Dropout(_) => "dropout",
             Self::Head(_) => "head",
             Self::Feature(_) => "feature",
             Self::Ensemble(_) => "ensemble",
@@ -126,6 +131,7 @@ impl Case {
         match self {
             Self::Matmul(c) => c.variant(),
             Self::Gather(c) => c.variant(),
+            Self::Dropout(c) => c.variant(),
             Self::Head(c) => c.variant(),
             Self::Feature(c) => c.kind.name().to_owned(),
             Self::Ensemble(c) => c.variant(),

@@ -9,6 +9,7 @@ use limbeck::kernels;
 /// list, or variants that a loop no longer makes, must not look like a pass.
 pub(crate) const EXPECTED: &[(&str, usize)] = &[
     ("gather", 2),
+    ("dropout", 2),
     ("matmul_plain", 19),
     ("matmul_vec4", 23),
     ("matmul_tile", 69),

@@ -1,0 +1,28 @@
+//! What keeps a network from learning its rows by heart.
+
+use clap::Args;
+
+use crate::distill::Regularize;
+use crate::error::{Error, Result};
+
+#[derive(Args)]
+#[command(next_help_heading = "Regularisation")]
+pub struct RegularizeArgs {
+    /// Share of each hidden layer's output that a step drops.
+    #[arg(long, default_value_t = 0.0, value_name = "SHARE")]
+    dropout: f64,
+    /// Share of the inputs that a step drops.
+    #[arg(long, default_value_t = 0.0, value_name = "SHARE")]
+    input_dropout: f64,
+}
+
+impl RegularizeArgs {
+    pub fn regularize(&self) -> Result<Regularize> {
+        for (name, share) in [("--dropout", self.dropout), ("--input-dropout", self.input_dropout)] {
+            if !(0.0..1.0).contains(&share) {
+                return Err(Error::usage(name, "at least 0 and below 1", share.to_string()));
+            }
+        }
+        Ok(Regularize { dropout: self.dropout, input_dropout: self.input_dropout })
+    }
+}
