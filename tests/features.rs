@@ -20,6 +20,7 @@ const ROWS: usize = 23;
 const BATCH: usize = 13;
 const STEPS: usize = 5;
 const LR: f64 = 0.05;
+const NONE: Regularize = Regularize { dropout: 0.0, input_dropout: 0.0, max_norm: None };
 
 fn set() -> Dataset {
     let x = (0..ROWS * 7).map(|i| ((i * 37) % 101) as f32 / 50.0 - 1.0).collect();
@@ -139,6 +140,14 @@ fn expected(
         }
         let gradients = student.backward_with(&own, &d_logits, &d_hidden);
         optimizer.step(LR, &mut student.parameters_mut(), &gradients.tensors());
+        let hidden = student.weights.len() - 1;
+        for weight in student.weights[..hidden].iter_mut().filter(|_| regularize.max_norm.is_some()) {
+            for row in weight.data.chunks_exact_mut(weight.cols) {
+                let limit = regularize.max_norm.unwrap_or(f64::INFINITY);
+                let norm = row.iter().map(|w| w * w).sum::<f64>().sqrt();
+                row.iter_mut().for_each(|w| *w *= (limit / norm).min(1.0));
+            }
+        }
         for ((regressor, optimizer), gradients) in regressors.iter_mut().zip(updates) {
             if let Some(gradients) = gradients {
                 optimizer.step(LR, &mut regressor.parameters_mut(), &gradients.tensors());
@@ -151,7 +160,7 @@ fn expected(
 
 /// One order for all, or seeds of their own.
 fn seed(regularize: Regularize, replica: usize) -> u64 {
-    if regularize == Regularize::default() { 0 } else { 3 + ((replica as u64) << 33) }
+    if regularize == NONE { 0 } else { 3 + ((replica as u64) << 33) }
 }
 
 fn hold(what: &str, activation: Activation, losses: &[Feature], regularize: Regularize, replicas: u64) {
@@ -219,10 +228,16 @@ fn students_with_losses_on_hidden_layers_are_the_references() {
     let similarity = |student, teacher| Feature { kind: Kind::Similarity, student, teacher, weight: 30.0 };
     for activation in [Activation::Relu, Activation::Tanh, Activation::Gelu] {
         let all = [hint(2, 1), similarity(2, 2), similarity(1, 1), hint(2, 2)];
-        hold("hint", activation, &[hint(1, 2)], Regularize::default(), 2);
-        hold("similarity", activation, &[similarity(2, 1)], Regularize::default(), 2);
-        hold("all", activation, &all, Regularize::default(), 2);
-        hold("all with dropout", activation, &all, Regularize { dropout: 0.4, input_dropout: 0.2 }, 2);
+        hold("hint", activation, &[hint(1, 2)], NONE, 2);
+        hold("similarity", activation, &[similarity(2, 1)], NONE, 2);
+        hold("all", activation, &all, NONE, 2);
+        hold(
+            "all with dropout",
+            activation,
+            &all,
+            Regularize { dropout: 0.4, input_dropout: 0.2, ..NONE },
+            2,
+        );
     }
 }
 
@@ -230,10 +245,31 @@ fn students_with_losses_on_hidden_layers_are_the_references() {
 fn students_with_dropout_are_the_references() {
     for activation in [Activation::Relu, Activation::Tanh, Activation::Gelu] {
         for replicas in [1, 2] {
-            hold("hidden", activation, &[], Regularize { dropout: 0.5, input_dropout: 0.0 }, replicas);
-            hold("inputs", activation, &[], Regularize { dropout: 0.0, input_dropout: 0.2 }, replicas);
-            hold("both", activation, &[], Regularize { dropout: 0.3, input_dropout: 0.6 }, replicas);
+            hold(
+                "hidden",
+                activation,
+                &[],
+                Regularize { dropout: 0.5, input_dropout: 0.0, ..NONE },
+                replicas,
+            );
+            hold(
+                "inputs",
+                activation,
+                &[],
+                Regularize { dropout: 0.0, input_dropout: 0.2, ..NONE },
+                replicas,
+            );
+            hold("both", activation, &[], Regularize { dropout: 0.3, input_dropout: 0.6, ..NONE }, replicas);
         }
+    }
+}
+
+#[test]
+fn students_with_max_norm_are_the_references() {
+    let [short, long] = [0.8, 1.4].map(Some);
+    for activation in [Activation::Relu, Activation::Tanh, Activation::Gelu] {
+        hold("short", activation, &[], Regularize { max_norm: short, ..NONE }, 2);
+        hold("long", activation, &[], Regularize { max_norm: long, dropout: 0.4, ..NONE }, 1);
     }
 }
 
@@ -250,7 +286,7 @@ fn layers_that_there_are_not_and_teachers_that_show_none_are_refused() {
             log_every: 1,
             guard: Guard::default(),
             features: vec![Feature { kind: Kind::Hint, student, teacher: layer, weight }],
-            regularize: Regularize::default(),
+            regularize: NONE,
         };
         let replica = Replica {
             seed: 0,

@@ -14,6 +14,9 @@ pub struct RegularizeArgs {
     /// Share of the inputs that a step drops.
     #[arg(long, default_value_t = 0.0, value_name = "SHARE")]
     input_dropout: f64,
+    /// Shorten each hidden unit's incoming weights to this norm after a step where they are longer.
+    #[arg(long, value_name = "NORM")]
+    max_norm: Option<f64>,
 }
 
 impl RegularizeArgs {
@@ -23,6 +26,9 @@ impl RegularizeArgs {
                 return Err(Error::usage(name, "at least 0 and below 1", share.to_string()));
             }
         }
-        Ok(Regularize { dropout: self.dropout, input_dropout: self.input_dropout })
+        if let Some(norm) = self.max_norm.filter(|n| !(*n > 0.0 && n.is_finite())) {
+            return Err(Error::usage("--max-norm", "a number above 0", norm.to_string()));
+        }
+        Ok(Regularize { dropout: self.dropout, input_dropout: self.input_dropout, max_norm: self.max_norm })
     }
 }

@@ -1,8 +1,9 @@
 //! What keeps a student from learning its rows by heart: Hinton, Vinyals and Dean 2015, section 3.
 
 use crate::error::{Error, Result};
-use crate::gpu::Tensor;
-use crate::mlp::Dropout;
+use crate::gpu::{Plan, Tensor};
+use crate::kernels::max_norm;
+use crate::mlp::{Dropout, Mlp};
 
 /// What is done to the trained network, never to a teacher nor in an evaluation; all of it nothing by default.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -12,6 +13,8 @@ pub struct Regularize {
     pub dropout: f64,
     /// The same of the inputs.
     pub input_dropout: f64,
+    /// The longest that the incoming weights of a hidden unit may be after a step.
+    pub max_norm: Option<f64>,
 }
 
 impl Regularize {
@@ -25,12 +28,32 @@ impl Regularize {
                 return Err(Error::usage(name, "a share of at least 0 and below 1", rate.to_string()));
             }
         }
-        Ok(())
+        match self.max_norm {
+            Some(norm) if !(norm > 0.0 && norm.is_finite()) => {
+                Err(Error::usage("max-norm", "a number above 0", norm.to_string()))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// For the forward pass of replicas with this ring of steps.
     pub(super) fn dropout(&self, ring: &Tensor) -> Option<Dropout> {
         let dropout = Dropout { steps: ring.clone(), inputs: self.input_dropout, hidden: self.dropout };
         (self.dropout > 0.0 || self.input_dropout > 0.0).then_some(dropout)
+    }
+
+    /// Records what follows the optimiser's update of `student`; `norms` are the guard's.
+    pub(super) fn record_update(
+        &self,
+        plan: &mut Plan<'_>,
+        student: &Mlp,
+        norms: Option<&Tensor>,
+    ) -> Result<()> {
+        let Some(limit) = self.max_norm else { return Ok(()) };
+        let hidden = student.layers.len() - 1;
+        student.layers[..hidden].iter().enumerate().try_for_each(|(i, layer)| {
+            let label = format!("student.l{i}.max_norm");
+            max_norm::record(plan, &label, limit as f32, &layer.weight, norms)
+        })
     }
 }

@@ -193,6 +193,7 @@ impl Step {
         }
         let [gradients, weights] = [&gradient.whole, &student.whole];
         record_update(&mut plan, optimizer, &ring, gradients, weights, &moments, norms.as_ref())?;
+        regularize.record_update(&mut plan, &student, norms.as_ref())?;
 
         features.record_update(&mut plan, optimizer, &ring, norms.as_ref())?;
 

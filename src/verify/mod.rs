@@ -9,7 +9,7 @@
 //! ```text
 //! zone     tensors in poisoned memory
 //! inputs   the kinds of data
-//! matmul, gather, dropout, head, feature, ensemble, metrics, norm, sgd, adam    one kernel each: its Case and its check
+//! matmul, gather, dropout, head, feature, ensemble, metrics, norm, sgd, adam, max_norm    one kernel each: its Case and its check
 //! cases    the fixed lists: thorough for the tests, short for doctor
 //! doctor   all of it on every adapter, with a verdict per kernel
 //! ```
@@ -24,6 +24,7 @@ pub mod gather;
 pub mod head;
 mod inputs;
 pub mod matmul;
+pub mod max_norm;
 pub mod metrics;
 pub mod norm;
 pub mod sgd;
@@ -62,6 +63,8 @@ pub enum Case {
     Sgd(sgd::Case),
     /// See [`adam`].
     Adam(adam::Case),
+    /// See [`max_norm`].
+    MaxNorm(max_norm::Case),
 }
 
 impl Case {
@@ -81,6 +84,7 @@ impl Case {
             Self::Norm(c) => norm::check(gpu, c),
             Self::Sgd(c) => sgd::check(gpu, c),
             Self::Adam(c) => adam::check(gpu, c),
+            Self::MaxNorm(c) => max_norm::check(gpu, c),
         }
     }
 
@@ -97,6 +101,7 @@ impl Case {
             Self::Norm(_) => "norm",
             Self::Sgd(_) => "sgd",
             Self::Adam(_) => "adam",
+            Self::MaxNorm(_) => "max_norm",
         }
     }
 
@@ -138,6 +143,7 @@ impl Case {
             Self::Metrics(_) | Self::Norm(_) => String::new(),
             Self::Sgd(c) => c.variant(),
             Self::Adam(c) => c.variant(),
+            Self::MaxNorm(c) => c.variant(),
         }
     }
 }

@@ -23,6 +23,7 @@ pub(crate) const EXPECTED: &[(&str, usize)] = &[
     ("norm", 2),
     ("sgd", 4),
     ("adam", 4),
+    ("max_norm", 2),
     ("peak_fma", 3),
     ("peak_copy", 1),
 ];
