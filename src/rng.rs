@@ -27,7 +27,8 @@ pub mod stream {
     /// Dropout masks; index = step << 32 | vec4 of the batch, row by row, a word for each of its four
     /// elements; sub-stream = layer, key = [`key32`](super::key32) of the seed.
     pub const DROPOUT: u32 = 5;
-    /// Input noise and augmentation; index = step << 32 | element.
+    /// How far images move; index = step << 32 | row of the batch, words 0 and 1 for x and y, key =
+    /// [`key32`](super::key32) of the seed.
     pub const JITTER: u32 = 6;
     /// Inputs of the kernel checks; index = tensor << 32 | element.
     pub const CHECK: u32 = 64;

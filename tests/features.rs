@@ -2,30 +2,32 @@
 //! step.
 
 use limbeck::data::{Dataset, Elements};
-use limbeck::distill::{Feature, Guard, Loss, Optimizer, Regularize, Teacher};
+use limbeck::distill::{Feature, Guard, Loss, Member, Optimizer, Regularize, Teacher};
 use limbeck::gpu::{AdapterChoice, Gpu};
 use limbeck::kernels::dropout::Drop;
+use limbeck::kernels::ensemble::Rule;
 use limbeck::kernels::feature::Kind;
 use limbeck::kernels::matmul::Activation;
 use limbeck::mlp::Mlp;
 use limbeck::mlp::weights::{Initializer, Weights};
 use limbeck::reference::linalg::matmul;
 use limbeck::reference::mlp::Gradients;
-use limbeck::reference::{self, Convention, Matrix, Rule, SoftLoss, features};
+use limbeck::reference::{self, Convention, Matrix, SoftLoss, features};
 use limbeck::train::{Length, Recipe, Replica, Rows, Run};
 use limbeck::verify::dropout::kept;
+use limbeck::verify::gather::moved;
 use limbeck::verify::matmul::oracle;
 
 const ROWS: usize = 23;
 const BATCH: usize = 13;
 const STEPS: usize = 5;
 const LR: f64 = 0.05;
-const NONE: Regularize = Regularize { dropout: 0.0, input_dropout: 0.0, max_norm: None };
+const NONE: Regularize = Regularize { dropout: 0.0, input_dropout: 0.0, max_norm: None, jitter: 0 };
 
 fn set() -> Dataset {
-    let x = (0..ROWS * 7).map(|i| ((i * 37) % 101) as f32 / 50.0 - 1.0).collect();
+    let x = (0..ROWS * 12).map(|i| ((i * 37) % 101) as f32 / 50.0 - 1.0).collect();
     let labels = (0..ROWS as u32).map(|i| i % 5).collect();
-    Dataset::new("here", Elements::F32(x), vec![7], Some(labels), Some(5)).expect("a set")
+    Dataset::new("here", Elements::F32(x), vec![4, 3], Some(labels), Some(5)).expect("a set")
 }
 
 fn weights(sizes: &[usize], activation: Activation, seed: u64) -> Weights {
@@ -42,7 +44,12 @@ fn twin(weights: &Weights) -> reference::Mlp {
 
 fn sgd() -> reference::Optimizer {
     let convention = Convention::PyTorch;
-    reference::Optimizer::new(Rule::Sgd { momentum: 0.5, nesterov: false, weight_decay: 0.0, convention })
+    reference::Optimizer::new(reference::Rule::Sgd {
+        momentum: 0.5,
+        nesterov: false,
+        weight_decay: 0.0,
+        convention,
+    })
 }
 
 fn add(sum: &mut Option<Matrix>, d: &Matrix) {
@@ -81,7 +88,7 @@ fn expected(
 ) -> (reference::Mlp, Vec<f64>) {
     let set = set();
     let Elements::F32(x) = &set.x else { panic!("f32 rows") };
-    let all = Matrix::from_f32(ROWS, 7, x);
+    let all = Matrix::from_f32(ROWS, 12, x);
     let mut student = twin(start);
     let mut optimizer = sgd();
     let width = |mlp: &reference::Mlp, layer: usize| mlp.layers[layer];
@@ -103,7 +110,15 @@ fn expected(
     for step in 0..STEPS {
         let first = step % 2 * BATCH;
         let rows: Vec<usize> = (first..ROWS.min(first + BATCH)).collect();
-        let x = all.gather(&rows);
+        let mut x = all.gather(&rows);
+        if let Some(jitter) = regularize.jitter(&set.shape).expect("images") {
+            for row in 0..rows.len() {
+                let whole = x.row(row).to_vec();
+                let from = |j| moved(jitter, seed, step as u32 + 1, row, j).map_or(0.0, |j| whole[j]);
+                let moved: Vec<f64> = (0..whole.len()).map(from).collect();
+                x.row_mut(row).copy_from_slice(&moved);
+            }
+        }
         let labels: Vec<Option<usize>> = rows.iter().map(|i| Some(i % 5)).collect();
         let masks = masks(regularize, seed, step, rows.len(), &student.layers);
         let (own, taught) = (student.forward_with(&x, masks), teacher.forward(&x));
@@ -166,8 +181,8 @@ fn seed(regularize: Regularize, replica: usize) -> u64 {
 fn hold(what: &str, activation: Activation, losses: &[Feature], regularize: Regularize, replicas: u64) {
     let gpu = Gpu::open(&AdapterChoice::default()).expect("a device");
     let set = set();
-    let teacher = weights(&[7, 9, 8, 5], Activation::Tanh, 99);
-    let starts: Vec<Weights> = (0..replicas).map(|seed| weights(&[7, 6, 10, 5], activation, seed)).collect();
+    let teacher = weights(&[12, 9, 8, 5], Activation::Tanh, 99);
+    let starts: Vec<Weights> = (0..replicas).map(|seed| weights(&[12, 6, 10, 5], activation, seed)).collect();
     let recipe = Recipe {
         batch: BATCH,
         length: Length::Steps(STEPS as u64),
@@ -274,6 +289,51 @@ fn students_with_max_norm_are_the_references() {
 }
 
 #[test]
+fn students_of_moved_images_are_the_references() {
+    let similarity = Feature { kind: Kind::Similarity, student: 1, teacher: 2, weight: 30.0 };
+    for replicas in [1, 2] {
+        hold("moved", Activation::Relu, &[similarity], Regularize { jitter: 2, ..NONE }, replicas);
+    }
+    let all = Regularize { dropout: 0.3, input_dropout: 0.2, max_norm: Some(1.2), jitter: 1 };
+    hold("all of it", Activation::Gelu, &[similarity], all, 2);
+}
+
+#[test]
+fn rows_that_are_no_images_and_logits_of_others_are_refused() {
+    let jitter = |pixels, shape: &[usize]| Regularize { jitter: pixels, ..NONE }.jitter(shape);
+    assert!(jitter(2, &[3, 4]).is_ok() && jitter(0, &[12]).is_ok() && jitter(2, &[4, 3, 4]).is_ok());
+    for (pixels, shape) in [(1, vec![12]), (3, vec![3, 4]), (1, vec![3, 32, 32]), (1, vec![2, 3, 4, 5])] {
+        let error = jitter(pixels, &shape).expect_err("no image");
+        assert_eq!(error.exit_code(), 2, "{error}");
+    }
+    let gpu = Gpu::open(&AdapterChoice::default()).expect("a device");
+    let set = set();
+    let recipe = Recipe {
+        batch: BATCH,
+        length: Length::Steps(1),
+        optimizer: Optimizer::Sgd { momentum: 0.0, nesterov: false, weight_decay: 0.0 },
+        shuffle: false,
+        log_every: 1,
+        guard: Guard::default(),
+        features: Vec::new(),
+        regularize: Regularize { jitter: 1, ..NONE },
+    };
+    let replica = Replica {
+        seed: 0,
+        lr: LR,
+        loss: Loss { soft_weight: 1.0, ..Loss::HARD },
+        schedules: Default::default(),
+        student: weights(&[12, 6, 5], Activation::Relu, 1),
+    };
+    let logits = vec![0.5; ROWS * 5];
+    let member = Member::cached(&gpu, 5, logits, None).expect("memory");
+    let teacher = Teacher::Ensemble(vec![member], Rule::Arithmetic);
+    let error =
+        Run::new(&gpu, &set, Rows::default(), &teacher, recipe, vec![replica]).err().expect("refused");
+    assert!(error.exit_code() == 2 && error.to_string().contains("logits"), "{error}");
+}
+
+#[test]
 fn layers_that_there_are_not_and_teachers_that_show_none_are_refused() {
     let gpu = Gpu::open(&AdapterChoice::default()).expect("a device");
     let set = set();
@@ -293,12 +353,12 @@ fn layers_that_there_are_not_and_teachers_that_show_none_are_refused() {
             lr: LR,
             loss: Loss { soft_weight: 1.0, ..Loss::HARD },
             schedules: Default::default(),
-            student: weights(&[7, 6, 5], Activation::Relu, 1),
+            student: weights(&[12, 6, 5], Activation::Relu, 1),
         };
         let run = Run::new(&gpu, &set, Rows::default(), teacher, recipe, vec![replica]);
         run.err().map(|e| (e.exit_code(), e.to_string())).unwrap_or_default()
     };
-    let network = weights(&[7, 9, 5], Activation::Relu, 2);
+    let network = weights(&[12, 9, 5], Activation::Relu, 2);
     let live = Teacher::Live(Mlp::upload(&gpu, "teacher", &[network]).expect("memory"));
     assert_eq!(run(&live, 1, 1, 1.0), (0, String::new()));
     for (student, teacher, weight, words) in

@@ -17,6 +17,9 @@ pub struct RegularizeArgs {
     /// Shorten each hidden unit's incoming weights to this norm after a step where they are longer.
     #[arg(long, value_name = "NORM")]
     max_norm: Option<f64>,
+    /// Move each image by up to so many pixels in x and y, drawn anew in every step; the teacher sees the same.
+    #[arg(long, default_value_t = 0, value_name = "PIXELS")]
+    jitter: usize,
 }
 
 impl RegularizeArgs {
@@ -29,6 +32,11 @@ impl RegularizeArgs {
         if let Some(norm) = self.max_norm.filter(|n| !(*n > 0.0 && n.is_finite())) {
             return Err(Error::usage("--max-norm", "a number above 0", norm.to_string()));
         }
-        Ok(Regularize { dropout: self.dropout, input_dropout: self.input_dropout, max_norm: self.max_norm })
+        Ok(Regularize {
+            dropout: self.dropout,
+            input_dropout: self.input_dropout,
+            max_norm: self.max_norm,
+            jitter: self.jitter,
+        })
     }
 }

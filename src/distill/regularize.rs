@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::gpu::{Plan, Tensor};
+use crate::kernels::gather::Jitter;
 use crate::kernels::max_norm;
 use crate::mlp::{Dropout, Mlp};
 
@@ -15,6 +16,8 @@ pub struct Regularize {
     pub input_dropout: f64,
     /// The longest that the incoming weights of a hidden unit may be after a step.
     pub max_norm: Option<f64>,
+    /// The most pixels that the images of a batch move in x and in y; a live teacher sees them moved too.
+    pub jitter: usize,
 }
 
 impl Regularize {
@@ -40,6 +43,30 @@ impl Regularize {
     pub(super) fn dropout(&self, ring: &Tensor) -> Option<Dropout> {
         let dropout = Dropout { steps: ring.clone(), inputs: self.input_dropout, hidden: self.dropout };
         (self.dropout > 0.0 || self.input_dropout > 0.0).then_some(dropout)
+    }
+
+    /// For rows of this shape.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] where they are not images larger than what they are to move.
+    pub fn jitter(&self, shape: &[usize]) -> Result<Option<Jitter>> {
+        if self.jitter == 0 {
+            return Ok(None);
+        }
+        let [height, width, channels] = match *shape {
+            [height, width] => [height, width, 1],
+            [height, width, channels @ 1..=4] => [height, width, channels],
+            _ => {
+                let expected = "rows that are images, [height, width] or [height, width, channels up to 4]";
+                return Err(Error::usage("jitter", expected, format!("rows of shape {shape:?}"))
+                    .with_hint("idx images and arrays [rows, height, width] have such a shape"));
+            }
+        };
+        if self.jitter >= height.min(width) {
+            let expected = format!("fewer pixels than an image of {height} x {width} has either way");
+            return Err(Error::usage("jitter", expected, self.jitter.to_string()));
+        }
+        Ok(Some(Jitter { height, width, channels, reach: self.jitter }))
     }
 
     /// Records what follows the optimiser's update of `student`; `norms` are the guard's.

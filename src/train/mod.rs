@@ -202,7 +202,14 @@ impl<'a> Run<'a> {
         let orders = if one_order { 1 } else { replicas.len() };
         let labels = Some(rows.labels.as_slice()).filter(|l| !l.is_empty());
         let batch = recipe.batch.min(length);
+        let jitter = recipe.regularize.jitter(&data.shape)?;
+        if jitter.is_some() && !teacher.is_live() {
+            let expected = "teachers that run in every step and see the moved images";
+            return Err(Error::usage("jitter", expected, "logits of the images as they are")
+                .with_hint("give the teacher's weights instead of its logits"));
+        }
         let feed = Feed::new(gpu, data, labels, [orders, length], batch, rows.device_memory)?;
+        let feed = feed.jittered(jitter);
         let students: Vec<_> = replicas.iter().map(|r| r.student.clone()).collect();
         let Recipe { optimizer, guard, regularize, .. } = recipe;
         let pull = Pull { soft, features: &recipe.features };

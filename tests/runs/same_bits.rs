@@ -40,7 +40,7 @@ impl Shop {
         let hint = Feature { kind: Kind::Hint, student: 1, teacher: 1, weight: 0.5 };
         let features = if replicas == 3 { vec![hint] } else { vec![] };
         let regularize = if replicas > 1 {
-            Regularize { dropout: 0.5, input_dropout: 0.2, max_norm: Some(1.5) }
+            Regularize { dropout: 0.5, input_dropout: 0.2, max_norm: Some(1.5), jitter: 1 }
         } else {
             Regularize::default()
         };
