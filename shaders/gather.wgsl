@@ -6,7 +6,10 @@
 //
 // The source may be a chunk of the whole set: rows outside [chunk_start, chunk_start + chunk_rows)
 // belong to another dispatch and are left alone. Padding columns have gain = shift = 0.
-// One invocation makes one vec4. Reference: the test's plain loop. Host: src/kernels/gather.rs.
+// With JITTER a row is an image whose pixels move by up to `reach` places each way: word 0 of a Philox block
+// says how far in x, word 1 in y; key = the replica's seed, counter = (row of the batch, step, JITTER, 0).
+// What moves in from outside is the stored zero, before gain and shift.
+// One invocation makes one vec4. Reference: verify::gather. Host: src/kernels/gather.rs, src/rng.rs.
 
 struct Params {
     batch: u32,
@@ -18,6 +21,11 @@ struct Params {
     replicas: u32,
     chunk_start: u32,
     chunk_rows: u32,
+    // Of an image, channels last.
+    height: u32,
+    width: u32,
+    channels: u32,
+    reach: u32,
 }
 
 struct Step {
@@ -28,6 +36,9 @@ struct Step {
 }
 
 const U8: bool = false;
+const JITTER: bool = false;
+// rng::stream::JITTER
+const STREAM: u32 = 6u;
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<uniform> slot: vec4<u32>;
@@ -37,6 +48,46 @@ const U8: bool = false;
 @group(0) @binding(5) var<storage, read> gain: array<vec4<f32>>;
 @group(0) @binding(6) var<storage, read> shift: array<vec4<f32>>;
 @group(0) @binding(7) var<storage, read_write> x: array<vec4<f32>>;
+
+// --- philox: the same text wherever it stands
+// The upper half of a 64-bit product.
+fn upper(a: u32, b: u32) -> u32 {
+    let low = (a & 0xffffu) * (b & 0xffffu);
+    let left = (a >> 16u) * (b & 0xffffu) + (low >> 16u);
+    let right = (a & 0xffffu) * (b >> 16u) + (left & 0xffffu);
+    return (a >> 16u) * (b >> 16u) + (left >> 16u) + (right >> 16u);
+}
+
+// Philox4x32-10 with the key (seed, 0).
+fn philox(seed: u32, counter: vec4<u32>) -> vec4<u32> {
+    var c = counter;
+    var key = vec2<u32>(seed, 0u);
+    for (var i = 0u; i < 10u; i += 1u) {
+        let first = upper(0xD2511F53u, c.x) ^ c.w ^ key.y;
+        let second = upper(0xCD9E8D57u, c.z) ^ c.y ^ key.x;
+        c = vec4<u32>(second, 0xCD9E8D57u * c.z, first, 0xD2511F53u * c.x);
+        key += vec2<u32>(0x9E3779B9u, 0xBB67AE85u);
+    }
+    return c;
+}
+// --- end of philox
+
+// Element j of the image whose words begin at `start`, moved: `by` counts from -reach.
+fn moved(start: u32, j: u32, by: vec2<u32>) -> f32 {
+    let pixel = j / params.channels;
+    let to = vec2<u32>(pixel % params.width, pixel / params.width);
+    let size = vec2<u32>(params.width, params.height);
+    // Below 0 it wraps round, far outside.
+    let whence = to + by - vec2<u32>(params.reach);
+    if to.y >= params.height || any(whence >= size) {
+        return 0.0;
+    }
+    let at = (whence.y * params.width + whence.x) * params.channels + j % params.channels;
+    if U8 {
+        return f32((source[start + at / 4u] >> (8u * (at % 4u))) & 255u);
+    }
+    return bitcast<f32>(source[start + at]);
+}
 
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
@@ -58,7 +109,16 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         return;
     }
     var value: vec4<f32>;
-    if U8 {
+    if JITTER {
+        let words = philox(steps[first].seed, vec4<u32>(row, steps[first].step, STREAM, 0u));
+        let places = 2u * params.reach + 1u;
+        let by = vec2<u32>(upper(words.x, places), upper(words.y, places));
+        let start = item * params.source_stride;
+        let j = 4u * column;
+        value = vec4<f32>(
+            moved(start, j, by), moved(start, j + 1u, by), moved(start, j + 2u, by), moved(start, j + 3u, by)
+        );
+    } else if U8 {
         let word = source[item * params.source_stride + column];
         value = vec4<f32>(vec4<u32>(word, word >> 8u, word >> 16u, word >> 24u) & vec4<u32>(255u));
     } else {

@@ -12,7 +12,7 @@
 //! | 3 | | sub-stream, 0 unless the stream says otherwise |
 //!
 //! One block of four words is spent per number: [`uniform`] takes word 0, [`normal`] all four, an
-//! order's key words 0 and 1. That wastes words and keeps a WGSL twin to one call without lanes.
+//! order's key words 0 and 1. Only the shaders' own streams, drawn anew in every step, use all four.
 
 /// What a number is drawn for: word 2 of the counter. Two streams never share a block.
 pub mod stream {
@@ -24,9 +24,11 @@ pub mod stream {
     pub const SPLIT: u32 = 3;
     /// Which rows keep their label in a few-label run; index = row.
     pub const LABELS: u32 = 4;
-    /// Dropout masks; index = step << 32 | element.
+    /// Dropout masks; index = step << 32 | vec4 of the batch, row by row, a word for each of its four
+    /// elements; sub-stream = layer, key = [`key32`](super::key32) of the seed.
     pub const DROPOUT: u32 = 5;
-    /// Input noise and augmentation; index = step << 32 | element.
+    /// How far images move; index = step << 32 | row of the batch, words 0 and 1 for x and y, key =
+    /// [`key32`](super::key32) of the seed.
     pub const JITTER: u32 = 6;
     /// Inputs of the kernel checks; index = tensor << 32 | element.
     pub const CHECK: u32 = 64;
@@ -66,6 +68,11 @@ pub fn normal(seed: u64, stream: u32, index: u64) -> f32 {
     // (0, 1]: ln never meets zero.
     let radius = (-2.0 * (1.0 - unit53(a, b)).ln()).sqrt();
     (radius * (std::f64::consts::TAU * unit53(c, d)).cos()) as f32
+}
+
+/// A seed in the 32 bits that a step's scalars have for it: seeds below 2^32 are themselves.
+pub fn key32(seed: u64) -> u32 {
+    low(seed) ^ high(seed)
 }
 
 /// A 64-bit sort key for row `index` of `stream`: words 0 and 1.

@@ -5,7 +5,7 @@ use limbeck::gpu::{AdapterChoice, Gpu};
 use limbeck::kernels::head::Soft;
 use limbeck::kernels::matmul::Form;
 use limbeck::kernels::matmul::family::{PLAIN, Question, REDUCE, SUBGROUP, TILE, VEC4, named};
-use limbeck::kernels::{adam, gather, head, metrics, sgd};
+use limbeck::kernels::{adam, dropout, gather, head, max_norm, metrics, sgd};
 use limbeck::verify::doctor::{self, Examined, Health};
 use limbeck::verify::{Case, cases};
 
@@ -92,8 +92,19 @@ fn planted_faults_make_doctor_fail() {
         (&gather::KERNEL, "gather", "- params.chunk_start", ""),
         (&gather::KERNEL, "gather", "word >> 16u", "word >> 17u"),
         (&gather::KERNEL, "gather", "row >= steps[first].rows", "row > steps[first].rows"),
+        (&gather::KERNEL, "gather", "upper(words.y, places)", "upper(words.x, places)"),
+        (&gather::KERNEL, "gather", "any(whence >= size)", "whence.x >= size.x"),
+        (&gather::KERNEL, "gather", "8u * (at % 4u)", "8u * (j % 4u)"),
+        (&dropout::KERNEL, "dropout", "i < 10u", "i < 9u"),
+        (&dropout::KERNEL, "dropout", "params.layer)", "0u)"),
+        (&dropout::KERNEL, "dropout", "words >= ", "words <= "),
+        (&dropout::KERNEL, "dropout", "kept += y[to]", "kept = y[to]"),
+        (&dropout::KERNEL, "dropout", "slot.x * params.replicas + group.z", "slot.x * params.replicas"),
         (&metrics::KERNEL, "metrics", "reach = 32u", "reach = 16u"),
         (&metrics::KERNEL, "metrics", "metrics[to + 1u] = high[0]", "metrics[to + 1u] = low[0]"),
+        (&max_norm::KERNEL, "max_norm", "reach = 32u", "reach = 16u"),
+        (&max_norm::KERNEL, "max_norm", "params.limit / norm", "params.limit"),
+        (&max_norm::KERNEL, "max_norm", ".y == 0.0", ".y > 0.0"),
         (&sgd::KERNEL, "sgd", "select(m, g + mu * m, NESTEROV)", "m"),
         (&sgd::KERNEL, "sgd", "slot.x * params.replicas + group.z", "slot.x * params.replicas"),
         (&adam::KERNEL, "adam", "params.rest_2 * g * g", "params.rest_2 * g"),

@@ -100,7 +100,7 @@ fn the_step_is_the_same_struct_everywhere() {
     }
     assert_eq!(
         seen.into_iter().collect::<Vec<_>>(),
-        ["adam", "ensemble", "feature_hint", "feature_similarity", "gather", "head", "sgd"]
+        ["adam", "dropout", "ensemble", "feature_hint", "feature_similarity", "gather", "head", "sgd"]
     );
 }
 
@@ -133,18 +133,34 @@ fn workgroups_fit_the_baseline_limits() {
     }
 }
 
-/// The text between the epilogue's marks, from each member of the matmul family that has them.
+/// The text between the marks of a block, from each shader that has them.
+fn marked(block: &str) -> Vec<(String, String)> {
+    let marks = (format!("// --- {block}"), format!("// --- end of {block}"));
+    let between = |(stem, text): (String, String)| {
+        let (_, rest) = text.split_once(&marks.0)?;
+        let (body, _) = rest.split_once(&marks.1).unwrap_or_else(|| panic!("{stem}: no end mark"));
+        Some((stem, body.to_owned()))
+    };
+    shaders().into_iter().filter_map(between).collect()
+}
+
+#[test]
+fn there_is_one_generator() {
+    let texts = marked("philox");
+    let stems: Vec<&str> = texts.iter().map(|(stem, _)| stem.as_str()).collect();
+    let with_one: Vec<String> = shaders()
+        .into_iter()
+        .filter(|(_, text)| text.contains("0xD2511F53u"))
+        .map(|(stem, _)| stem)
+        .collect();
+    assert_eq!(stems, with_one, "every generator has the marks");
+    assert_eq!(stems, ["dropout", "gather"]);
+    assert_eq!(texts[0].1, texts[1].1);
+}
+
 #[test]
 fn the_vec4_members_have_one_epilogue() {
-    let marks = ("// --- epilogue", "// --- end of epilogue");
-    let texts: Vec<(String, String)> = shaders()
-        .into_iter()
-        .filter_map(|(stem, text)| {
-            let (_, rest) = text.split_once(marks.0)?;
-            let (body, _) = rest.split_once(marks.1).unwrap_or_else(|| panic!("{stem}: no end mark"));
-            Some((stem, body.to_owned()))
-        })
-        .collect();
+    let texts = marked("epilogue");
     assert!(!texts.is_empty(), "no shader has an epilogue");
     let vec4: Vec<String> = shaders()
         .into_iter()

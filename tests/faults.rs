@@ -48,6 +48,7 @@ fn run<'a>(gpu: &'a Gpu, data: &'a Dataset, steps: u64) -> Result<Run<'a>> {
         log_every: 1,
         guard: Guard::default(),
         features: Vec::new(),
+        regularize: Default::default(),
     };
     let replica =
         Replica { seed: 1, lr: 0.1, loss: Loss::HARD, schedules: Default::default(), student: student() };

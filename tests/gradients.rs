@@ -110,8 +110,18 @@ fn whole_network(activation: Activation, sizes: &[usize], replicas: usize, rows:
         (0..replicas as u64).map(|r| limbeck::rng::permutation(r, 0, set.rows() as u32)).collect();
     feed.order.write(&gpu, &orders.concat()).expect("an order");
     let (teacher, guard) = (Teacher::Live(teacher), Guard::default());
-    let step =
-        Step::record(&gpu, &feed, &teacher, LOSS.soft.into(), &students, SGD, guard, batch).expect("a step");
+    let step = Step::record(
+        &gpu,
+        &feed,
+        &teacher,
+        LOSS.soft.into(),
+        &students,
+        SGD,
+        guard,
+        Default::default(),
+        batch,
+    )
+    .expect("a step");
     let scalars: Vec<_> = (0..replicas).map(|_| step.scalars(1, 2, rows, 0.25, &LOSS)).collect();
     step.prepare(&gpu, &scalars).expect("scalars");
     let trace = Trace(step.program().trace_blocking(&gpu).expect("a trace"));
@@ -229,6 +239,7 @@ fn recipe(optimizer: Optimizer, steps: u64) -> Recipe {
         log_every: 1,
         guard: Guard::default(),
         features: Vec::new(),
+        regularize: Default::default(),
     }
 }
 

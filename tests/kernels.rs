@@ -90,7 +90,7 @@ fn every_kernel_and_every_combination_of_constants_is_among_the_cases() {
     };
     assert_eq!(names(cases::thorough(), for_doctor), names(cases::short(), for_doctor));
     let of = |kernel: &str| seen.iter().filter(|(k, _)| *k == kernel).count();
-    for name in ["gather", "head", "metrics", "sgd", "adam"] {
+    for name in ["gather", "dropout", "head", "metrics", "sgd", "adam", "max_norm"] {
         let kernel = kernels::all().into_iter().find(|k| k.name == name).expect(name);
         assert_eq!(of(name), (kernel.variants)().len(), "{name}");
     }
@@ -117,7 +117,7 @@ fn every_kernel_and_every_combination_of_constants_is_among_the_cases() {
     assert_eq!(products.len(), expected);
     // The yardsticks of bench compute nothing that a run uses.
     let yardsticks = 2;
-    assert_eq!(kernels::all().len(), 9 + matmul_kernels() + yardsticks, "a kernel that no case runs");
+    assert_eq!(kernels::all().len(), 11 + matmul_kernels() + yardsticks, "a kernel that no case runs");
 }
 
 /// Distinct shaders of the family.

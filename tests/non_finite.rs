@@ -232,7 +232,7 @@ fn gather_and_optimisers_hand_on_what_is_not_finite() {
             };
             step::write(gpu, &ring, &[now]).expect("scalars");
             let source = Source { rows, bytes: false, start: 0 };
-            run(gpu, |plan| gather::record(plan, "gather", &ring, &order, &source, &gain, &shift, &x));
+            run(gpu, |plan| gather::record(plan, "gather", &ring, &order, &source, &gain, &shift, None, &x));
             for (i, x) in read(gpu, &x).iter().enumerate() {
                 assert_eq!(x.is_finite(), ![8, 18].contains(&i), "gather {bad}, element {i}: {x}");
             }

@@ -177,6 +177,7 @@ fn run(
         log_every: 1,
         guard: Guard::default(),
         features: Vec::new(),
+        regularize: Default::default(),
     };
     let walked = vec![fixture.tensors["order"].1.iter().map(|v| *v as u32).collect()];
     let student = fixture.weights("first");

@@ -90,8 +90,17 @@ impl<'a> Bench<'a> {
             (0..pair.replicas as u64).map(|seed| network(pair.student, seed)).collect::<Result<Vec<_>>>()?;
         let optimizer = Optimizer::Adam(ADAM);
         let guard = Guard::default();
-        let step =
-            Step::record(gpu, &feed, &teacher, LOSS.soft.into(), &students, optimizer, guard, pair.batch)?;
+        let step = Step::record(
+            gpu,
+            &feed,
+            &teacher,
+            LOSS.soft.into(),
+            &students,
+            optimizer,
+            guard,
+            Default::default(),
+            pair.batch,
+        )?;
         Ok(Self { gpu, pair, step, done: 0, _feed: feed })
     }
 

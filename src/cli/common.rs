@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 
 use crate::cli::options::CALL;
+use crate::cli::regularize::RegularizeArgs;
 use crate::cli::teachers::ForeignArgs;
 use crate::data::{Dataset, Split};
 use crate::distill::step::{Guard, Optimizer};
@@ -192,7 +193,7 @@ pub struct TrainingArgs {
     /// Adam's epsilon [default: 1e-8, of keras-adam 1e-7].
     #[arg(long)]
     epsilon: Option<f64>,
-    /// Seed of weights, order and splits.
+    /// Seed of weights, order, splits and what is drawn in a step.
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
     /// Take the rows in file order instead of a new order each epoch.
@@ -201,6 +202,8 @@ pub struct TrainingArgs {
     /// Hold this share of the training rows back and evaluate on it after every epoch.
     #[arg(long, default_value_t = 0.0, value_name = "SHARE")]
     validation: f64,
+    #[command(flatten)]
+    regularize: RegularizeArgs,
 }
 
 impl TrainingArgs {
@@ -268,7 +271,8 @@ impl TrainingArgs {
             return Err(Error::usage("--epochs or --steps", "at least 1", "0"));
         }
         let (batch, shuffle, guard) = (self.batch_size, !self.no_shuffle, Guard::default());
-        Ok(Recipe { batch, length, optimizer, shuffle, log_every, guard, features: Vec::new() })
+        let regularize = self.regularize.regularize()?;
+        Ok(Recipe { batch, length, optimizer, shuffle, log_every, guard, features: Vec::new(), regularize })
     }
 
     /// Holds validation rows back where asked for.

@@ -172,6 +172,7 @@ impl<'a> Stage<'a> {
             log_every: 50,
             guard: Guard::default(),
             features: Vec::new(),
+            regularize: Default::default(),
         };
         let replicas = starts.iter().enumerate().map(|(seed, start)| Replica {
             seed: seed as u64,

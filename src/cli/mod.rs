@@ -17,6 +17,7 @@ mod logits;
 mod loss;
 mod options;
 mod predict;
+mod regularize;
 mod repair;
 mod replay;
 mod seeds;

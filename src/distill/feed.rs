@@ -16,7 +16,7 @@ use crate::data::{Dataset, Elements, Normalisation, UNLABELLED};
 use crate::error::{Error, Result};
 use crate::gpu::plan::SLOTS;
 use crate::gpu::{Gpu, Plan, Tensor};
-use crate::kernels::gather::{self, Source};
+use crate::kernels::gather::{self, Jitter, Source};
 
 /// Rows, labels and the current epoch's order.
 pub struct Feed<'d> {
@@ -29,6 +29,7 @@ pub struct Feed<'d> {
     pub order: Tensor,
     features: usize,
     stream: Option<Stream<'d>>,
+    jitter: Option<Jitter>,
 }
 
 /// A window of `capacity` rows per order: while the device takes rows from one half, the host fills
@@ -232,7 +233,14 @@ impl<'d> Feed<'d> {
             order: Tensor::zeros(gpu, "data.order", [orders, 1, order_len])?,
             features,
             stream,
+            jitter: None,
         })
+    }
+
+    /// The same with rows that are images moved a little in each batch.
+    #[must_use]
+    pub fn jittered(self, jitter: Option<Jitter>) -> Self {
+        Self { jitter, ..self }
     }
 
     /// Records the gather of the step's batch, with the given normalisation in the place of the data's
@@ -271,7 +279,8 @@ impl<'d> Feed<'d> {
         let x = Tensor::zeros(plan.gpu, name, [self.order.shape[0], batch, self.features])?;
         let order = self.stream.as_ref().map_or(&self.order, |s| &s.slots);
         for source in &self.sources {
-            gather::record(plan, "gather", steps, order, source, &affine.gain, &affine.shift, &x)?;
+            let Affine { gain, shift } = affine;
+            gather::record(plan, "gather", steps, order, source, gain, shift, self.jitter, &x)?;
         }
         Ok(x)
     }

@@ -5,11 +5,13 @@ pub mod feed;
 pub mod infer;
 pub mod logits;
 pub mod loss;
+pub mod regularize;
 pub mod step;
 pub mod teacher;
 
 pub use features::{Feature, Pull};
 pub use feed::Feed;
 pub use loss::Loss;
+pub use regularize::Regularize;
 pub use step::{Guard, Optimizer, Step};
 pub use teacher::{Member, Teacher};

@@ -6,6 +6,7 @@ use std::ops::Range;
 use crate::distill::features::{Features, Pull};
 use crate::distill::feed::Feed;
 pub use crate::distill::loss::Loss;
+use crate::distill::regularize::Regularize;
 pub use crate::distill::teacher::Teacher;
 use crate::error::Result;
 use crate::gpu::plan::SLOTS;
@@ -145,8 +146,10 @@ impl Step {
         students: &[Weights],
         optimizer: Optimizer,
         guard: Guard,
+        regularize: Regularize,
         batch: usize,
     ) -> Result<Self> {
+        regularize.check()?;
         let student = Mlp::upload(gpu, "student", students)?;
         let gradient = Mlp::zeros(gpu, "d_student", students.len(), &student.sizes, student.activation)?;
         let ring = step::ring(gpu, students.len())?;
@@ -154,7 +157,7 @@ impl Step {
         let x = feed.record(&mut plan, &ring, batch, None)?;
         let mut beside = Vec::new();
         let taught = teacher.record(&mut plan, feed, &ring, &x, students.len(), &mut beside)?;
-        let forward = student.record_forward(&mut plan, &x)?;
+        let forward = student.record_forward_with(&mut plan, &x, regularize.dropout(&ring))?;
         let z = forward.logits();
         let d_z = Tensor::zeros(gpu, "d_logits", z.shape)?;
         let [replicas, _, k] = z.shape;
@@ -190,6 +193,7 @@ impl Step {
         }
         let [gradients, weights] = [&gradient.whole, &student.whole];
         record_update(&mut plan, optimizer, &ring, gradients, weights, &moments, norms.as_ref())?;
+        regularize.record_update(&mut plan, &student, norms.as_ref())?;
 
         features.record_update(&mut plan, optimizer, &ring, norms.as_ref())?;
 

@@ -75,6 +75,15 @@ impl Taught {
 }
 
 impl Teacher {
+    /// Whether it answers for the rows as they are in a batch, and has no answers from before.
+    pub fn is_live(&self) -> bool {
+        match self {
+            Self::None | Self::Live(_) => true,
+            Self::Cached(_) => false,
+            Self::Ensemble(members, _) => members.iter().all(|m| matches!(m, Member::Live(..))),
+        }
+    }
+
     /// Records what the teacher does in a step: its forward passes, and the mean of several. What has to
     /// be staged with the rows is added to `beside`.
     ///

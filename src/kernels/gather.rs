@@ -1,10 +1,11 @@
 //! `x[r, i, j] = source[order[r, row_start + i], j] * gain[j] + shift[j]`: a batch from the
-//! resident data set, normalised on the way.
+//! resident data set, normalised on the way, its images moved a little where asked for.
 
 use crate::error::Result;
 use crate::gpu::pipeline::{Constant, Constants};
 use crate::gpu::plan::Work;
 use crate::gpu::{Call, Kernel, Plan, Tensor};
+use crate::kernels::sgd::FLAGS;
 use crate::kernels::step::Step;
 
 params! {
@@ -12,6 +13,7 @@ params! {
     struct Params {
         batch: u32, groups: u32, source_stride: u32, order_replica: u32, x_replica: u32,
         replicas: u32, chunk_start: u32, chunk_rows: u32,
+        height: u32, width: u32, channels: u32, reach: u32,
     }
 }
 
@@ -20,13 +22,27 @@ pub static KERNEL: Kernel = Kernel {
     name: "gather",
     source: shader!("gather"),
     params: Params::FIELDS,
-    variants: || [false, true].map(constants).to_vec(),
+    variants: || FLAGS.map(|[bytes, jitter]| constants(bytes, jitter)).to_vec(),
 };
 /// This module's part of the list of kernels.
 pub const KERNELS: &[&Kernel] = &[&KERNEL];
 
-fn constants(bytes: bool) -> Constants {
-    vec![("U8", Constant::Bool(bytes))]
+fn constants(bytes: bool, jitter: bool) -> Constants {
+    vec![("U8", Constant::Bool(bytes)), ("JITTER", Constant::Bool(jitter))]
+}
+
+/// Rows are images `[height, width, channels]` that move by up to `reach` pixels each way, drawn for each
+/// step and row of the batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Jitter {
+    /// Of the image, in pixels.
+    pub height: usize,
+    /// Of the image, in pixels.
+    pub width: usize,
+    /// Numbers to a pixel.
+    pub channels: usize,
+    /// The most that an image moves.
+    pub reach: usize,
 }
 
 /// The rows that a batch is gathered from: `[1, n, d]` as f32, or as bytes four to a word
@@ -55,6 +71,7 @@ pub fn record(
     source: &Source,
     gain: &Tensor,
     shift: &Tensor,
+    jitter: Option<Jitter>,
     x: &Tensor,
 ) -> Result<()> {
     let [replicas, batch, _] = x.shape;
@@ -62,9 +79,11 @@ pub fn record(
     let words = if source.bytes { groups } else { x.shape[2] };
     assert_eq!(source.rows.shape[2], words, "{label}: row widths differ");
     assert_eq!(gain.row_stride, x.row_stride);
+    assert!(jitter.is_none_or(|j| j.height * j.width * j.channels == x.shape[2]), "{label}: not the image's size");
+    let image = jitter.unwrap_or(Jitter { height: 0, width: 0, channels: 0, reach: 0 });
     plan.dispatch(Call {
         kernel: &KERNEL,
-        constants: constants(source.bytes),
+        constants: constants(source.bytes, jitter.is_some()),
         label,
         params: Params {
             batch: batch as u32,
@@ -76,6 +95,10 @@ pub fn record(
             replicas: (steps.shape[2] * 4 / size_of::<Step>()) as u32,
             chunk_start: source.start as u32,
             chunk_rows: source.rows.shape[1] as u32,
+            height: image.height as u32,
+            width: image.width as u32,
+            channels: image.channels as u32,
+            reach: image.reach as u32,
         },
         tensors: &[
             ("steps", steps),

@@ -40,7 +40,7 @@ macro_rules! kernels {
     };
 }
 
-kernels!(gather, matmul, ensemble, head, feature, metrics, norm, sgd, adam, peak);
+kernels!(gather, dropout, matmul, ensemble, head, feature, metrics, norm, sgd, adam, max_norm, peak);
 
 pub mod step;
 

@@ -6,6 +6,7 @@ pub mod weights;
 
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Plan, Tensor};
+use crate::kernels::dropout::{self, Drop};
 use crate::kernels::matmul::{self, Activation, Epilogue, Form};
 use crate::mlp::weights::{Layer, Weights};
 
@@ -39,12 +40,64 @@ pub struct Forward {
     pub outputs: Vec<Tensor>,
     /// Each hidden layer's pre-activation, where the activation's derivative needs it.
     pub pre_activations: Vec<Option<Tensor>>,
+    dropout: Option<Dropout>,
+    /// Each layer's input after dropout, where there is some.
+    dropped: Vec<Option<Tensor>>,
+}
+
+/// Dropout as a training step has it.
+#[derive(Clone, Debug)]
+pub struct Dropout {
+    /// The ring of [`crate::kernels::step::Step`]: step and seed of each replica.
+    pub steps: Tensor,
+    /// The share of the inputs that is dropped, at least 0 and below 1.
+    pub inputs: f64,
+    /// Of each hidden layer's output.
+    pub hidden: f64,
+}
+
+impl Dropout {
+    /// What happens to the input of a layer.
+    fn before(&self, layer: usize) -> Option<Drop> {
+        let rate = if layer == 0 { self.inputs } else { self.hidden };
+        (rate > 0.0).then_some(Drop { rate, layer })
+    }
 }
 
 impl Forward {
     /// The network's output `[r, batch, classes]`.
     pub fn logits(&self) -> &Tensor {
         self.outputs.last().expect("a network has at least one layer")
+    }
+
+    /// What layer `i` was fed.
+    fn input<'a>(&'a self, i: usize, x: &'a Tensor) -> &'a Tensor {
+        let whole = if i == 0 { x } else { &self.outputs[i - 1] };
+        self.dropped[i].as_ref().unwrap_or(whole)
+    }
+
+    /// Records the dropout before layer `i`, where there is some, and returns what the layer is fed.
+    fn record_dropout(
+        &mut self,
+        plan: &mut Plan<'_>,
+        network: &str,
+        i: usize,
+        x: &Tensor,
+        replicas: usize,
+    ) -> Result<Tensor> {
+        let whole = self.outputs.last().unwrap_or(x);
+        let dropped = match self.dropout.as_ref().and_then(|d| Some((d, d.before(i)?))) {
+            None => None,
+            Some((dropout, drop)) => {
+                let name = format!("{network}.l{i}.dropout");
+                let [_, batch, width] = whole.shape;
+                let y = Tensor::zeros(plan.gpu, &name, [replicas, batch, width])?;
+                dropout::record(plan, &name, drop, false, &dropout.steps, whole, &y)?;
+                Some(y)
+            }
+        };
+        self.dropped.push(dropped);
+        Ok(self.input(i, x).clone())
     }
 }
 
@@ -128,12 +181,27 @@ impl Mlp {
     /// # Errors
     /// As [`Plan::dispatch`].
     pub fn record_forward(&self, plan: &mut Plan<'_>, x: &Tensor) -> Result<Forward> {
+        self.record_forward_with(plan, x, None)
+    }
+
+    /// As [`Mlp::record_forward`]; with dropout each layer is fed a copy of its input with holes in it.
+    ///
+    /// # Errors
+    /// As [`Plan::dispatch`].
+    pub fn record_forward_with(
+        &self,
+        plan: &mut Plan<'_>,
+        x: &Tensor,
+        dropout: Option<Dropout>,
+    ) -> Result<Forward> {
         let replicas = x.shape[0].max(self.whole.shape[0]);
         let batch = x.shape[1];
         let last = self.layers.len() - 1;
-        let mut forward = Forward { outputs: Vec::new(), pre_activations: Vec::new() };
+        let mut forward =
+            Forward { outputs: Vec::new(), pre_activations: Vec::new(), dropout, dropped: Vec::new() };
         for (i, layer) in self.layers.iter().enumerate() {
             let width = layer.weight.shape[1];
+            let input = forward.record_dropout(plan, &self.label, i, x, replicas)?;
             let name = format!("{}.l{i}", self.label);
             let output = Tensor::zeros(plan.gpu, &format!("{name}.output"), [replicas, batch, width])?;
             let activation = if i == last { Activation::Identity } else { self.activation };
@@ -146,7 +214,7 @@ impl Mlp {
                 plan,
                 &format!("{name}.matmul"),
                 Form::Forward,
-                forward.outputs.last().unwrap_or(x),
+                &input,
                 &layer.weight,
                 &output,
                 &Epilogue { bias: Some(&layer.bias), keep: keep.as_ref(), activation, ..Epilogue::default() },
@@ -176,35 +244,49 @@ impl Mlp {
         let mut d_output = d_logits.clone();
         for (i, layer) in self.layers.iter().enumerate().rev() {
             let name = format!("{}.l{i}", self.label);
-            let input = if i == 0 { x } else { &forward.outputs[i - 1] };
             matmul::record(
                 plan,
                 &format!("{name}.d_weight"),
                 Form::WeightGradient,
                 &d_output,
-                input,
+                forward.input(i, x),
                 &gradient.layers[i].weight,
                 &Epilogue { row_sums: Some(&gradient.layers[i].bias), ..Epilogue::default() },
             )?;
             if i == 0 {
                 break;
             }
+            let below = &forward.outputs[i - 1];
             let begun = d_hidden.get(i - 1).cloned().flatten();
             let accumulate = begun.is_some();
             let d_input = match begun {
                 Some(begun) => begun,
-                None => Tensor::zeros(plan.gpu, &format!("{name}.d_input"), input.shape)?,
+                None => Tensor::zeros(plan.gpu, &format!("{name}.d_input"), below.shape)?,
             };
-            let saved = forward.pre_activations[i - 1].as_ref().unwrap_or(input);
-            matmul::record(
-                plan,
-                &format!("{name}.d_input"),
-                Form::InputGradient,
-                &d_output,
-                &layer.weight,
-                &d_input,
-                &Epilogue { accumulate, mask: Some((self.activation, saved)), ..Epilogue::default() },
-            )?;
+            let saved = forward.pre_activations[i - 1].as_ref().unwrap_or(below);
+            let mask = Some((self.activation, saved));
+            let (form, label) = (Form::InputGradient, format!("{name}.d_input"));
+            let Some((dropout, drop)) = forward.dropout.as_ref().and_then(|d| Some((d, d.before(i)?))) else {
+                let epilogue = Epilogue { accumulate, mask, ..Epilogue::default() };
+                matmul::record(plan, &label, form, &d_output, &layer.weight, &d_input, &epilogue)?;
+                d_output = d_input;
+                continue;
+            };
+            // What other losses left is of the output before dropout: it gets the derivative alone, as the
+            // epilogue of a product that is zero.
+            if accumulate {
+                let [left, right] = [[1, below.shape[1], 1], [1, 1, below.shape[2]]];
+                let left = Tensor::zeros(plan.gpu, &format!("{name}.nothing"), left)?;
+                let right = Tensor::zeros(plan.gpu, &format!("{name}.nothing"), right)?;
+                let epilogue = Epilogue { accumulate, mask, ..Epilogue::default() };
+                let label = format!("{name}.d_feature");
+                matmul::record(plan, &label, form, &left, &right, &d_input, &epilogue)?;
+            }
+            let d_dropped = Tensor::zeros(plan.gpu, &format!("{name}.d_dropped"), below.shape)?;
+            let epilogue = Epilogue { mask, ..Epilogue::default() };
+            matmul::record(plan, &label, form, &d_output, &layer.weight, &d_dropped, &epilogue)?;
+            let label = format!("{name}.d_dropout");
+            dropout::record(plan, &label, drop, accumulate, &dropout.steps, &d_dropped, &d_input)?;
             d_output = d_input;
         }
         Ok(())

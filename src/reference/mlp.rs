@@ -19,8 +19,10 @@ pub struct Mlp {
 /// What a forward pass keeps for the backward pass.
 #[derive(Debug, Clone)]
 pub struct Trace {
-    /// The input of each layer [B, in]; the first is x itself.
+    /// The input of each layer [B, in], after dropout; the first is x itself.
     pub inputs: Vec<Matrix>,
+    /// What each layer's input was multiplied by: 0 where it was dropped.
+    pub masks: Vec<Option<Matrix>>,
     /// The pre-activation of each layer [B, out]; the last are the logits.
     pub pre_activations: Vec<Matrix>,
 }
@@ -58,26 +60,35 @@ impl Mlp {
 
     /// Z_l = X_l W_l' + b_l, X_(l+1) = f(Z_l).
     pub fn forward(&self, x: &Matrix) -> Trace {
-        let mut inputs = vec![x.clone()];
+        self.forward_with(x, vec![None; self.weights.len()])
+    }
+
+    /// As [`Mlp::forward`], with dropout: the input of layer l is X_l * M_l, element by element.
+    pub fn forward_with(&self, x: &Matrix, masks: Vec<Option<Matrix>>) -> Trace {
+        let dropped = |x: Matrix, l: usize| match &masks[l] {
+            Some(mask) => times(&x, mask),
+            None => x,
+        };
+        let mut inputs = vec![dropped(x.clone(), 0)];
         let mut pre_activations: Vec<Matrix> = Vec::new();
         for (l, (weight, bias)) in self.weights.iter().zip(&self.biases).enumerate() {
             let z = matmul(&inputs[l], weight, false, true).plus_bias(bias);
             if l + 1 < self.weights.len() {
-                inputs.push(z.value.map(|z| self.activation.forward(z)));
+                inputs.push(dropped(z.value.map(|z| self.activation.forward(z)), l + 1));
             }
             pre_activations.push(z.value);
         }
-        Trace { inputs, pre_activations }
+        Trace { inputs, masks, pre_activations }
     }
 
     /// From d_Z of the logits, last layer to first:
-    /// d_W = d_Z' X, d_b = column sums of d_Z, d_X = d_Z W, d_Z below = d_X * f'(Z below).
+    /// d_W = d_Z' X, d_b = column sums of d_Z, d_X = d_Z W * M, d_Z below = d_X * f'(Z below).
     pub fn backward(&self, trace: &Trace, d_logits: &Matrix) -> Gradients {
         self.backward_with(trace, d_logits, &[])
     }
 
     /// As [`Mlp::backward`], where other losses add their gradient of a hidden layer's output: d_X of
-    /// hidden layer l, from 0, begins with `d_hidden[l]`.
+    /// hidden layer l, from 0, begins with `d_hidden[l]`, which is of the output before dropout.
     pub fn backward_with(&self, trace: &Trace, d_logits: &Matrix, d_hidden: &[Option<Matrix>]) -> Gradients {
         let mut d_weights = Vec::new();
         let mut d_biases = Vec::new();
@@ -86,6 +97,9 @@ impl Mlp {
             d_weights.push(matmul(&d_z, &trace.inputs[l], true, false).value);
             d_biases.push(column_sums(&d_z).value.data);
             d_z = matmul(&d_z, &self.weights[l], false, false).value;
+            if let Some(mask) = &trace.masks[l] {
+                d_z = times(&d_z, mask);
+            }
             if l > 0 {
                 if let Some(Some(d)) = d_hidden.get(l - 1) {
                     d_z.data.iter_mut().zip(&d.data).for_each(|(d_z, d)| *d_z += d);
@@ -106,6 +120,11 @@ impl Mlp {
         let layers = self.weights.iter_mut().zip(&mut self.biases);
         layers.flat_map(|(w, b)| [w.data.as_mut_slice(), b.as_mut_slice()]).collect()
     }
+}
+
+/// A * B, element by element.
+fn times(a: &Matrix, b: &Matrix) -> Matrix {
+    Matrix::new(a.rows, a.cols, a.data.iter().zip(&b.data).map(|(a, b)| a * b).collect())
 }
 
 impl Gradients {
@@ -168,11 +187,17 @@ mod tests {
                     let random = random.row(tensor.len(), 0.8);
                     tensor.copy_from_slice(&random);
                 }
+                // A third of the inputs and of the last layer's inputs is dropped.
+                let mut masks = vec![None; layers.len() - 1];
+                for l in [0, layers.len() - 2] {
+                    let mask = (0..5 * layers[l]).map(|i| if i % 3 == 1 { 0.0 } else { 1.5 }).collect();
+                    masks[l] = Some(Matrix::new(5, layers[l], mask));
+                }
                 let loss = |network: &Mlp, x: &Matrix| {
-                    let trace = network.forward(x);
+                    let trace = network.forward_with(x, masks.clone());
                     head.loss(&head.evaluate(trace.logits(), Some(&v), &labels))
                 };
-                let trace = network.forward(&x);
+                let trace = network.forward_with(&x, masks.clone());
                 let d_z = head.evaluate(trace.logits(), Some(&v), &labels).d_z.value;
                 let gradients = network.backward(&trace, &d_z);
                 let what = format!("{activation:?} {layers:?}");

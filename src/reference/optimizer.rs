@@ -151,6 +151,12 @@ pub fn clipped(gradient: &[f64], clip: f64) -> [Rounded; 2] {
     [norm, scale]
 }
 
+/// A unit's incoming weights, shortened to `limit` where they are longer (Srivastava et al. 2014).
+pub fn max_norm(row: &[f64], limit: f64) -> Vec<Rounded> {
+    let [_, scale] = clipped(row, limit);
+    exact_row(row).into_iter().map(|w| w * scale).collect()
+}
+
 fn decayed(g: Rounded, p: Rounded, weight_decay: f64) -> Rounded {
     if weight_decay > 0.0 { g + Rounded::parameter(weight_decay) * p } else { g }
 }

@@ -28,6 +28,7 @@ use std::time::{Duration, Instant};
 
 use crate::data::Dataset;
 use crate::distill::features::{Feature, Pull};
+use crate::distill::regularize::Regularize;
 use crate::distill::step::{Guard, Loss, Optimizer, Step, Teacher};
 use crate::distill::{Feed, infer};
 use crate::error::{Error, Result};
@@ -67,12 +68,14 @@ pub struct Recipe {
     pub guard: Guard,
     /// Losses on hidden layers.
     pub features: Vec<Feature>,
+    /// Against learning the rows by heart.
+    pub regularize: Regularize,
 }
 
 /// What one replica has of its own.
 #[derive(Clone, Debug)]
 pub struct Replica {
-    /// Of the order of its rows.
+    /// Of the order of its rows and of what is drawn in its steps.
     pub seed: u64,
     /// Learning rate.
     pub lr: f64,
@@ -199,11 +202,18 @@ impl<'a> Run<'a> {
         let orders = if one_order { 1 } else { replicas.len() };
         let labels = Some(rows.labels.as_slice()).filter(|l| !l.is_empty());
         let batch = recipe.batch.min(length);
+        let jitter = recipe.regularize.jitter(&data.shape)?;
+        if jitter.is_some() && !teacher.is_live() {
+            let expected = "teachers that run in every step and see the moved images";
+            return Err(Error::usage("jitter", expected, "logits of the images as they are")
+                .with_hint("give the teacher's weights instead of its logits"));
+        }
         let feed = Feed::new(gpu, data, labels, [orders, length], batch, rows.device_memory)?;
+        let feed = feed.jittered(jitter);
         let students: Vec<_> = replicas.iter().map(|r| r.student.clone()).collect();
-        let Recipe { optimizer, guard, .. } = recipe;
+        let Recipe { optimizer, guard, regularize, .. } = recipe;
         let pull = Pull { soft, features: &recipe.features };
-        let step = Step::record(gpu, &feed, teacher, pull, &students, optimizer, guard, batch)?;
+        let step = Step::record(gpu, &feed, teacher, pull, &students, optimizer, guard, regularize, batch)?;
         let per_epoch = length.div_ceil(batch) as u64;
         let steps = match recipe.length {
             Length::Epochs(n) => n * per_epoch,
@@ -312,6 +322,7 @@ impl<'a> Run<'a> {
         let of = |replica: &Replica| {
             let (lr, loss) = replica.at(t, self.steps);
             let mut scalars = self.step.scalars(t, batch.start, batch.rows, lr, &loss);
+            scalars.seed = rng::key32(replica.seed);
             if let Optimizer::Sgd { momentum, .. } = self.recipe.optimizer {
                 scalars.momentum = replica.schedules.momentum.at(momentum, t, self.steps) as f32;
             }

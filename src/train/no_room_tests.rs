@@ -24,6 +24,7 @@ fn train(largest: Option<u64>) -> Result<([bool; 2], String)> {
         log_every: 100,
         guard: Guard::default(),
         features: Vec::new(),
+        regularize: Default::default(),
     };
     let student = Weights::init(&[8, 3], Activation::Relu, Initializer::He, 1)?;
     let loss = Loss { temperature: 2.0, hard_weight: 0.5, soft_weight: 0.5, ..Loss::HARD };

@@ -1,5 +1,8 @@
 //! The fixed lists of cases: sizes that fit no tile, and every combination of constants.
 
+mod gathers;
+mod regularizers;
+
 use crate::kernels::adam::Adam;
 use crate::kernels::ensemble::Rule;
 use crate::kernels::feature::Kind;
@@ -10,7 +13,7 @@ use crate::verify::head::From;
 use crate::verify::inputs::Data;
 use crate::verify::matmul::{Ends, Shared, choices};
 use crate::verify::zone::Padding;
-use crate::verify::{Case, adam, ensemble, feature, gather, head, matmul, metrics, norm, sgd};
+use crate::verify::{Case, adam, ensemble, feature, head, matmul, metrics, norm, sgd};
 
 /// m, n, k: each of 1, 3, 31, 64, 65 and 257 in each place, and one past the largest tile.
 pub const MATMUL_SIZES: [[usize; 3]; 10] = [
@@ -290,32 +293,6 @@ fn features(sizes: &[[usize; 2]]) -> Vec<Case> {
     all
 }
 
-fn gathers(sizes: &[[usize; 2]]) -> Vec<Case> {
-    let mut i = Counter::default();
-    let mut all = Vec::new();
-    for [batch, features] in sizes {
-        for bytes in [false, true] {
-            for replicas in [1, 3] {
-                let i = i.next();
-                all.push(Case::Gather(gather::Case {
-                    batch: *batch,
-                    rows: if pick(&[true, false, false], i, 4) { batch / 2 } else { *batch },
-                    features: *features,
-                    items: pick(&[1, 31, 64, 257], i, 11),
-                    replicas,
-                    one_order: pick(&[true, false], i, 5),
-                    bytes,
-                    chunks: pick(&[1, 2, 3], i, 12),
-                    padding: padding(i),
-                    data: pick(&Data::ALL, i, 1),
-                    seed: i as u64,
-                }));
-            }
-        }
-    }
-    all
-}
-
 fn reductions(batches: &[usize]) -> Vec<Case> {
     let of = |(i, batch): (usize, &usize)| {
         [1, 3].map(|replicas| {
@@ -402,7 +379,9 @@ pub fn thorough() -> Vec<Case> {
     let rest = [
         ensembles(&[[1, 2], [3, 31], [5, 64], [3, 65], [2, 257], [2, 1000]]),
         features(&[[1, 1], [3, 31], [31, 64], [64, 3], [65, 65], [13, 257], [129, 7]]),
-        gathers(&[[1, 1], [3, 31], [31, 64], [64, 3], [65, 65], [257, 257], [7, 784]]),
+        gathers::all(&[[1, 1], [3, 31], [31, 64], [64, 3], [65, 65], [257, 257], [7, 784], [5, 147]]),
+        regularizers::dropouts(&[[1, 1], [3, 31], [31, 64], [65, 65], [257, 257]]),
+        regularizers::max_norms(&[[1, 1], [3, 31], [64, 3], [65, 257], [7, 1021]]),
         reductions(&[1, 3, 31, 64, 65, 257]),
         norms(&[1, 3, 31, 64, 65, 257, 1021, 66_000]),
         updates(&[1, 3, 31, 64, 65, 257, 1021, 66_000]),
@@ -424,7 +403,9 @@ pub fn short() -> Vec<Case> {
     let rest = [
         ensembles(&[[5, 67]]),
         features(&[[67, 31]]),
-        gathers(&[[65, 31], [31, 65]]),
+        gathers::all(&[[65, 33], [31, 65]]),
+        regularizers::dropouts(&[[65, 31]]),
+        regularizers::max_norms(&[[13, 261]]),
         reductions(&[65]),
         norms(&[1021]),
         updates(&[1021]),

@@ -2,9 +2,10 @@
 
 use crate::error::Result;
 use crate::gpu::device::Gpu;
-use crate::kernels::gather::{self, Source};
+use crate::kernels::gather::{self, Jitter, Source};
 use crate::kernels::step::{self, Step};
 use crate::reference::{Bounded, Rounded};
+use crate::rng::{self, stream};
 use crate::verify::inputs::{Data, Inputs};
 use crate::verify::zone::{Padding, Zone};
 use crate::verify::{Judge, Verdict, run};
@@ -28,6 +29,8 @@ pub struct Case {
     pub bytes: bool,
     /// Parts that the stored rows are cut into, one dispatch each.
     pub chunks: usize,
+    /// Rows are images that move.
+    pub jitter: Option<Jitter>,
     /// Of x, and unless `bytes` of the stored rows.
     pub padding: Padding,
     /// Kind of the stored values.
@@ -38,8 +41,23 @@ pub struct Case {
 
 impl Case {
     pub(super) fn variant(&self) -> String {
-        if self.bytes { "u8" } else { "f32" }.to_owned()
+        let moved = if self.jitter.is_some() { ", moved" } else { "" };
+        format!("{}{moved}", if self.bytes { "u8" } else { "f32" })
     }
+}
+
+/// The element that stands in the place of element `j` of row `row` of the batch in step `step`, counted
+/// from 1, for the replica of this seed; `None`: the border.
+pub fn moved(jitter: Jitter, seed: u64, step: u32, row: usize, j: usize) -> Option<usize> {
+    let Jitter { height, width, channels, reach } = jitter;
+    let words = rng::philox([rng::key32(seed), 0], [row as u32, step, stream::JITTER, 0]);
+    let places = 2 * reach as u64 + 1;
+    let by = |word: u32| (u64::from(word) * places >> 32) as i64 - reach as i64;
+    let pixel = j / channels;
+    let at = [(pixel % width, width, words[0]), (pixel / width, height, words[1])]
+        .map(|(at, size, word)| usize::try_from(at as i64 + by(word)).ok().filter(|at| *at < size));
+    let [Some(x), Some(y)] = at else { return None };
+    Some((y * width + x) * channels + j % channels)
 }
 
 /// Slots of the submission; the last one's batch is what x holds at the end.
@@ -50,7 +68,7 @@ const SLOTS_USED: usize = 2;
 /// # Errors
 /// As [`super::Case::check`].
 pub fn check(gpu: &Gpu, case: &Case) -> Result<Verdict> {
-    let Case { batch, rows, features, items, replicas, bytes, data, .. } = *case;
+    let Case { batch, rows, features, items, replicas, bytes, jitter, data, .. } = *case;
     let mut inputs = Inputs::new(case.seed);
     // Bytes are packed four to a word, so there x has no columns but the words'.
     let padding = Padding { row: if bytes { 0 } else { case.padding.row }, ..case.padding };
@@ -83,11 +101,14 @@ pub fn check(gpu: &Gpu, case: &Case) -> Result<Verdict> {
     }
 
     let ring = step::ring(gpu, replicas)?;
+    let seed = |r: usize| case.seed + ((r as u64) << 40);
+    let number = |slot: usize| 1000 + slot as u32;
     let start = |slot: usize, r: usize| 2 + slot * batch + r % 3;
     let scalars: Vec<Step> = (0..SLOTS_USED * replicas)
         .map(|i| {
             let row_start = start(i / replicas, i % replicas) as u32;
-            Step { row_start, rows: rows as u32, ..Step::default() }
+            let (step, seed) = (number(i / replicas), rng::key32(seed(i % replicas)));
+            Step { row_start, rows: rows as u32, step, seed, ..Step::default() }
         })
         .collect();
     step::write(gpu, &ring, &scalars)?;
@@ -101,6 +122,7 @@ pub fn check(gpu: &Gpu, case: &Case) -> Result<Verdict> {
                 source,
                 &gain_zone.tensor,
                 &shift_zone.tensor,
+                jitter,
                 &x.tensor,
             )?;
         }
@@ -117,7 +139,11 @@ pub fn check(gpu: &Gpu, case: &Case) -> Result<Verdict> {
                 if row >= rows {
                     return Rounded::exact(0.0);
                 }
-                let value = values[order[row] as usize * features + j];
+                let from = match jitter {
+                    Some(jitter) => moved(jitter, seed(r), number(SLOTS_USED - 1), row, j),
+                    None => Some(j),
+                };
+                let value = from.map_or(0.0, |j| values[order[row] as usize * features + j]);
                 let [value, gain, shift] = [value, gain[j], shift[j]].map(|x| Rounded::exact(f64::from(x)));
                 value * gain + shift
             })

@@ -9,7 +9,7 @@
 //! ```text
 //! zone     tensors in poisoned memory
 //! inputs   the kinds of data
-//! matmul, gather, head, feature, ensemble, metrics, norm, sgd, adam    one kernel each: its Case and its check
+//! matmul, gather, dropout, head, feature, ensemble, metrics, norm, sgd, adam, max_norm    one kernel each: its Case and its check
 //! cases    the fixed lists: thorough for the tests, short for doctor
 //! doctor   all of it on every adapter, with a verdict per kernel
 //! ```
@@ -17,12 +17,14 @@
 pub mod adam;
 pub mod cases;
 pub mod doctor;
+pub mod dropout;
 pub mod ensemble;
 pub mod feature;
 pub mod gather;
 pub mod head;
 mod inputs;
 pub mod matmul;
+pub mod max_norm;
 pub mod metrics;
 pub mod norm;
 pub mod sgd;
@@ -45,6 +47,8 @@ pub enum Case {
     Matmul(matmul::Case),
     /// See [`gather`].
     Gather(gather::Case),
+    /// See [`dropout`].
+    Dropout(dropout::Case),
     /// See [`head`].
     Head(head::Case),
     /// See [`feature`].
@@ -59,6 +63,8 @@ pub enum Case {
     Sgd(sgd::Case),
     /// See [`adam`].
     Adam(adam::Case),
+    /// See [`max_norm`].
+    MaxNorm(max_norm::Case),
 }
 
 impl Case {
@@ -70,6 +76,7 @@ impl Case {
         match self {
             Self::Matmul(c) => matmul::check(gpu, c),
             Self::Gather(c) => gather::check(gpu, c),
+            Self::Dropout(c) => dropout::check(gpu, c),
             Self::Head(c) => head::check(gpu, c),
             Self::Feature(c) => feature::check(gpu, c),
             Self::Ensemble(c) => ensemble::check(gpu, c),
@@ -77,6 +84,7 @@ impl Case {
             Self::Norm(c) => norm::check(gpu, c),
             Self::Sgd(c) => sgd::check(gpu, c),
             Self::Adam(c) => adam::check(gpu, c),
+            Self::MaxNorm(c) => max_norm::check(gpu, c),
         }
     }
 
@@ -85,6 +93,7 @@ impl Case {
         match self {
             Self::Matmul(_) => "matmul",
             Self::Gather(_) => "gather",
+            Self::Dropout(_) => "dropout",
             Self::Head(_) => "head",
             Self::Feature(_) => "feature",
             Self::Ensemble(_) => "ensemble",
@@ -92,6 +101,7 @@ impl Case {
             Self::Norm(_) => "norm",
             Self::Sgd(_) => "sgd",
             Self::Adam(_) => "adam",
+            Self::MaxNorm(_) => "max_norm",
         }
     }
 
@@ -126,12 +136,14 @@ impl Case {
         match self {
             Self::Matmul(c) => c.variant(),
             Self::Gather(c) => c.variant(),
+            Self::Dropout(c) => c.variant(),
             Self::Head(c) => c.variant(),
             Self::Feature(c) => c.kind.name().to_owned(),
             Self::Ensemble(c) => c.variant(),
             Self::Metrics(_) | Self::Norm(_) => String::new(),
             Self::Sgd(c) => c.variant(),
             Self::Adam(c) => c.variant(),
+            Self::MaxNorm(c) => c.variant(),
         }
     }
 }

@@ -8,7 +8,8 @@ use limbeck::kernels;
 /// How many variants of each kernel there are. By hand, on purpose: a kernel that falls out of the
 /// list, or variants that a loop no longer makes, must not look like a pass.
 pub(crate) const EXPECTED: &[(&str, usize)] = &[
-    ("gather", 2),
+    ("gather", 4),
+    ("dropout", 2),
     ("matmul_plain", 19),
     ("matmul_vec4", 23),
     ("matmul_tile", 69),
@@ -22,6 +23,7 @@ pub(crate) const EXPECTED: &[(&str, usize)] = &[
     ("norm", 2),
     ("sgd", 4),
     ("adam", 4),
+    ("max_norm", 2),
     ("peak_fma", 3),
     ("peak_copy", 1),
 ];

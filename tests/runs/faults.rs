@@ -158,6 +158,7 @@ fn attempt(
         log_every: 10,
         guard: Guard::default(),
         features: Vec::new(),
+        regularize: Default::default(),
     };
     let student = Weights::init(&[64, 16, 10], Activation::Relu, Initializer::He, 1)?;
     let replica = Replica { seed: 1, lr: 0.05, loss: Loss::HARD, schedules: Default::default(), student };

@@ -27,6 +27,7 @@ fn run<'a>(gpu: &'a Gpu, data: &'a Dataset, guard: Guard, lr: f64) -> Run<'a> {
         log_every: 4,
         guard,
         features: Vec::new(),
+        regularize: Default::default(),
     };
     let student = Weights::init(&[6, 5, 3], Activation::Relu, Initializer::He, 1).expect("weights");
     let replica = Replica { seed: 1, lr, loss: Loss::HARD, schedules: Default::default(), student };

@@ -1,7 +1,7 @@
 //! N + M steps are N steps, a state on disk, and M steps: weights, moments and rows, bit for bit.
 
 use limbeck::data::Dataset;
-use limbeck::distill::{Feature, Guard, Loss, Optimizer, Teacher};
+use limbeck::distill::{Feature, Guard, Loss, Optimizer, Regularize, Teacher};
 use limbeck::gpu::{AdapterChoice, Gpu};
 use limbeck::kernels::adam::Adam;
 use limbeck::kernels::feature::Kind;
@@ -39,6 +39,11 @@ impl Shop {
         // A regressor is trained along and has to be there again.
         let hint = Feature { kind: Kind::Hint, student: 1, teacher: 1, weight: 0.5 };
         let features = if replicas == 3 { vec![hint] } else { vec![] };
+        let regularize = if replicas > 1 {
+            Regularize { dropout: 0.5, input_dropout: 0.2, max_norm: Some(1.5), jitter: 1 }
+        } else {
+            Regularize::default()
+        };
         let recipe = Recipe {
             batch: 32,
             length: Length::Steps(47),
@@ -47,6 +52,7 @@ impl Shop {
             log_every: 7,
             guard,
             features,
+            regularize,
         };
         let rows = Rows { walked: vec![(0..300).collect()], device_memory: memory, ..Rows::default() };
         let replica = |seed| Replica {
@@ -127,12 +133,14 @@ fn a_state_of_another_form_is_refused() {
 #[test]
 fn streamed_rows_give_the_bits_of_resident_ones() {
     let shop = Shop::new();
-    let end = |memory| {
-        let (mut run, mut rows) = (shop.run(ADAM, 1, memory), Vec::new());
+    let end = |replicas, memory| {
+        let (mut run, mut rows) = (shop.run(ADAM, replicas, memory), Vec::new());
         advance(&mut run, 47, &mut rows);
         (run.state_blocking().expect("a state"), rows)
     };
-    assert_eq!(end(None), end(Some(4096)));
+    assert_eq!(end(1, None), end(1, Some(4096)));
+    // With what is drawn in each step.
+    assert_eq!(end(2, None), end(2, Some(8192)));
 }
 
 /// From the outside: two parts, with other options for how the run is kept, are one.

@@ -169,6 +169,7 @@ fn replicas_with_orders_of_their_own_are_streamed_alike() {
             log_every: 5,
             guard: Guard::default(),
             features: Vec::new(),
+            regularize: Default::default(),
         };
         let rows = Rows { device_memory: memory, ..Rows::default() };
         let teacher = Teacher::Ensemble(vec![teacher], Rule::Arithmetic);
