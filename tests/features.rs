@@ -125,6 +125,7 @@ fn hold(what: &str, activation: Activation, losses: &[Feature]) {
     let starts: Vec<Weights> = (0..2).map(|seed| weights(&[7, 6, 10, 5], activation, seed)).collect();
     let recipe = Recipe {
         batch: BATCH,
+        accumulate: 1,
         length: Length::Steps(STEPS as u64),
         optimizer: Optimizer::Sgd { momentum: 0.5, nesterov: false, weight_decay: 0.0 },
         shuffle: false,
@@ -190,6 +191,7 @@ fn layers_that_there_are_not_and_teachers_that_show_none_are_refused() {
     let run = |teacher: &Teacher, student, layer, weight| {
         let recipe = Recipe {
             batch: BATCH,
+            accumulate: 1,
             length: Length::Steps(1),
             optimizer: Optimizer::Sgd { momentum: 0.0, nesterov: false, weight_decay: 0.0 },
             shuffle: false,

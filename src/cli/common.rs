@@ -161,6 +161,9 @@ pub struct TrainingArgs {
     /// Rows per step.
     #[arg(long, default_value_t = 128)]
     pub batch_size: usize,
+    /// Make each step as N micro-batches whose gradients add up, for a batch that memory does not hold.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    accumulate: usize,
     /// Optimiser [default: adam, or that of --preset].
     #[arg(long, value_enum)]
     optimizer: Option<OptimizerName>,
@@ -268,7 +271,11 @@ impl TrainingArgs {
             return Err(Error::usage("--epochs or --steps", "at least 1", "0"));
         }
         let (batch, shuffle, guard) = (self.batch_size, !self.no_shuffle, Guard::default());
-        Ok(Recipe { batch, length, optimizer, shuffle, log_every, guard, features: Vec::new() })
+        let accumulate = self.accumulate;
+        let recipe =
+            Recipe { batch, accumulate, length, optimizer, shuffle, log_every, guard, features: Vec::new() };
+        recipe.check()?;
+        Ok(recipe)
     }
 
     /// Holds validation rows back where asked for.

@@ -11,5 +11,5 @@ pub mod teacher;
 pub use features::{Feature, Pull};
 pub use feed::Feed;
 pub use loss::Loss;
-pub use step::{Guard, Optimizer, Step};
+pub use step::{Guard, Micro, Optimizer, Step};
 pub use teacher::{Member, Teacher};

@@ -160,10 +160,12 @@ impl Mlp {
     /// Records the backward pass from `d_logits` into `gradient`, layer by layer, last to first:
     /// weight and bias gradient in one product, then the input's gradient with the activation's
     /// derivative as its mask. The input of the network gets no gradient. `d_hidden` holds by hidden layer
-    /// what other losses have left of the gradient of its output `[r, batch, width]`; it is overwritten.
+    /// what other losses have left of the gradient of its output `[r, batch, width]`; it is overwritten. With
+    /// `accumulate` the gradient is added to what `gradient` holds.
     ///
     /// # Errors
     /// As [`Plan::dispatch`].
+    #[allow(clippy::too_many_arguments, reason = "what a backward pass is made of, one each")]
     pub fn record_backward(
         &self,
         plan: &mut Plan<'_>,
@@ -172,6 +174,7 @@ impl Mlp {
         d_logits: &Tensor,
         d_hidden: &[Option<Tensor>],
         gradient: &Self,
+        accumulate: bool,
     ) -> Result<()> {
         let mut d_output = d_logits.clone();
         for (i, layer) in self.layers.iter().enumerate().rev() {
@@ -184,13 +187,13 @@ impl Mlp {
                 &d_output,
                 input,
                 &gradient.layers[i].weight,
-                &Epilogue { row_sums: Some(&gradient.layers[i].bias), ..Epilogue::default() },
+                &Epilogue { accumulate, row_sums: Some(&gradient.layers[i].bias), ..Epilogue::default() },
             )?;
             if i == 0 {
                 break;
             }
             let begun = d_hidden.get(i - 1).cloned().flatten();
-            let accumulate = begun.is_some();
+            let add = begun.is_some();
             let d_input = match begun {
                 Some(begun) => begun,
                 None => Tensor::zeros(plan.gpu, &format!("{name}.d_input"), input.shape)?,
@@ -203,7 +206,7 @@ impl Mlp {
                 &d_output,
                 &layer.weight,
                 &d_input,
-                &Epilogue { accumulate, mask: Some((self.activation, saved)), ..Epilogue::default() },
+                &Epilogue { accumulate: add, mask: Some((self.activation, saved)), ..Epilogue::default() },
             )?;
             d_output = d_input;
         }

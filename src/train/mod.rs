@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 
 use crate::data::Dataset;
 use crate::distill::features::{Feature, Pull};
-use crate::distill::step::{Guard, Loss, Optimizer, Step, Teacher};
+use crate::distill::step::{Guard, Loss, Micro, Optimizer, Step, Teacher};
 use crate::distill::{Feed, infer};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
@@ -55,6 +55,8 @@ pub enum Length {
 pub struct Recipe {
     /// Rows per step; the last batch of an epoch may be shorter.
     pub batch: usize,
+    /// Micro-batches of `batch / accumulate` rows that make a step: what fits little memory takes turns.
+    pub accumulate: usize,
     /// When to stop.
     pub length: Length,
     /// How the gradient changes the weights.
@@ -67,6 +69,22 @@ pub struct Recipe {
     pub guard: Guard,
     /// Losses on hidden layers.
     pub features: Vec<Feature>,
+}
+
+impl Recipe {
+    /// # Errors
+    /// [`Error::Usage`] where the batch does not part into micro-batches.
+    pub fn check(&self) -> Result<()> {
+        let Self { batch, accumulate, .. } = *self;
+        if batch == 0 {
+            return Err(Error::usage("batch size", "at least 1", "0"));
+        }
+        if (1..=SLOTS as usize).contains(&accumulate) && batch.is_multiple_of(accumulate) {
+            return Ok(());
+        }
+        let expected = format!("from 1 to {SLOTS}, in which the batch of {batch} parts");
+        Err(Error::usage("gradient accumulation", expected, accumulate.to_string()))
+    }
 }
 
 /// What one replica has of its own.
@@ -177,6 +195,7 @@ impl<'a> Run<'a> {
         recipe: Recipe,
         replicas: Vec<Replica>,
     ) -> Result<Self> {
+        recipe.check()?;
         let first = replicas.first().ok_or_else(|| Error::usage("replicas", "at least one", "none"))?;
         infer::check_inputs(&first.student.sizes(), data)?;
         let soft = first.loss.soft;
@@ -192,8 +211,8 @@ impl<'a> Run<'a> {
             walked.push((0..data.rows() as u32).collect());
         }
         let length = walked[0].len();
-        if length == 0 || recipe.batch == 0 {
-            return Err(Error::usage("batch size and training rows", "at least 1 each", "0"));
+        if length == 0 {
+            return Err(Error::usage("training rows", "at least 1", "0"));
         }
         let one_order = walked.len() == 1 && replicas.iter().all(|r| r.seed == first.seed);
         let orders = if one_order { 1 } else { replicas.len() };
@@ -203,7 +222,12 @@ impl<'a> Run<'a> {
         let students: Vec<_> = replicas.iter().map(|r| r.student.clone()).collect();
         let Recipe { optimizer, guard, .. } = recipe;
         let pull = Pull { soft, features: &recipe.features };
-        let step = Step::record(gpu, &feed, teacher, pull, &students, optimizer, guard, batch)?;
+        // Fewer rows than a batch: the last micro-batches are short or empty.
+        let micro = match recipe.accumulate {
+            1 => Micro { rows: batch, count: 1 },
+            count => Micro { rows: (recipe.batch / count).min(length), count },
+        };
+        let step = Step::record(gpu, &feed, teacher, pull, &students, optimizer, guard, micro)?;
         let per_epoch = length.div_ceil(batch) as u64;
         let steps = match recipe.length {
             Length::Epochs(n) => n * per_epoch,
@@ -274,7 +298,8 @@ impl<'a> Run<'a> {
             self.write_order(self.done / per_epoch)?;
             let to_epoch_end = per_epoch - self.done % per_epoch;
             let window = (self.step.rows_at_once(&self.feed) / self.recipe.batch) as u64;
-            let count = self.pace.steps.min(to_epoch_end).min(to - self.done).min(window);
+            let most = window.min(self.step.at_once());
+            let count = self.pace.steps.min(to_epoch_end).min(to - self.done).min(most);
             let position = |step| batch_at(step, self.rows, self.recipe.batch);
             let last = position(self.done + count - 1);
             let positions = position(self.done).start..last.start + last.rows;
