@@ -4,6 +4,7 @@
 //! ```text
 //! here        Run: steps
 //! log         rows of metrics
+//! left        how long the rest takes
 //! state       what changes from step to step, on the host: taken from a run, given back to one
 //! fault       the first tensor that is not finite, by name
 //! checkpoint  a state on disk: written whole, verified when read, pruned
@@ -14,6 +15,7 @@
 
 pub mod checkpoint;
 pub mod fault;
+mod left;
 mod log;
 pub mod run_dir;
 pub mod session;
@@ -314,8 +316,9 @@ impl<'a> Run<'a> {
                 to = self.done;
             }
             for ((first, count), raw) in flights.arrived(self.gpu, self.done == to)? {
-                self.pace.arrived(u64::from(count));
-                self.log.first.get_or_insert_with(|| (Instant::now(), first + u64::from(count)));
+                let now = Instant::now();
+                self.pace.arrived(now, u64::from(count));
+                self.log.left.arrived(now, first + u64::from(count));
                 self.take(first, count, &raw, &mut each)?;
             }
         }
@@ -382,9 +385,9 @@ impl Default for Pace {
 }
 
 impl Pace {
-    fn arrived(&mut self, count: u64) {
-        let spent = self.last.elapsed();
-        self.last = Instant::now();
+    fn arrived(&mut self, now: Instant, count: u64) {
+        let spent = now - self.last;
+        self.last = now;
         if spent < Duration::from_millis(25) && count == self.steps {
             self.steps = (self.steps * 2).min(u64::from(SLOTS));
         } else if spent > Duration::from_millis(100) {

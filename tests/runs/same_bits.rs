@@ -102,6 +102,12 @@ fn parts_are_the_whole(shop: &Shop, cases: &[(Optimizer, usize, Option<u64>)]) {
         let (mut whole, mut rows) = (shop.run(optimizer, replicas, memory), Vec::new());
         advance(&mut whole, 47, &mut rows);
         let end = whole.state_blocking().expect("a state");
+        if optimizer == ADAM && replicas == 3 && shop.accumulate == 1 {
+            // The regressor's weights and both of its moments have moved and are held below.
+            let regressor = end.arenas.iter().filter(|(name, _)| name.starts_with("hint"));
+            let moved = regressor.filter(|(_, values)| values.iter().any(|v| *v != 0.0));
+            assert_eq!(moved.count(), 3, "{:?}", end.arenas.iter().map(|(name, _)| name).collect::<Vec<_>>());
+        }
         // 6 intervals and 4 epochs of each replica.
         assert_eq!(rows.len(), 10 * replicas);
 
