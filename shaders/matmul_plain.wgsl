@@ -7,7 +7,8 @@
 // Epilogue, in this order: + C (ACCUMULATE), + bias[col] (BIAS), keep the pre-activation in
 // `extra` (KEEP), activation (ACTIVATION), * derivative of the activation taken from `saved`
 // (MASK: 1 ReLU and 2 tanh from the activation's output, 3 GELU from the pre-activation).
-// ROW_SUMS: extra[row] = sum over k of op(A)[row, k], the bias gradient beside the weight gradient.
+// ROW_SUMS: extra[row] = sum over k of op(A)[row, k], the bias gradient beside the weight gradient;
+// with ACCUMULATE added to what extra holds.
 //
 // The baseline that every other variant is measured against, and the easiest to check.
 // Reference: reference::matmul. Host: src/kernels/matmul.rs.
@@ -102,5 +103,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     // Padding columns too: they become zeros.
     c[replica * params.c_replica + row * params.c_stride + col] = sum;
     if KEEP { extra[replica * params.extra_replica + row * params.c_stride + col] = kept; }
-    if ROW_SUMS && col == 0u { extra[replica * params.extra_replica + row] = row_sum; }
+    if ROW_SUMS && col == 0u {
+        let at = replica * params.extra_replica + row;
+        if ACCUMULATE { row_sum += extra[at]; }
+        extra[at] = row_sum;
+    }
 }

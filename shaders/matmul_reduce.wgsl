@@ -1,7 +1,8 @@
 // C[r] = epilogue(sum over s of partial[s][r]): the second half of a product whose K was split.
 //
 //   partial (binding `a`) is [SPLITS][replicas][m, c_stride], a_replica floats apart
-//   ROW_SUMS: extra[r][row] = sum over s of the partial row sums (binding `b`), [SPLITS][replicas][m], b_replica floats apart
+//   ROW_SUMS: extra[r][row] = sum over s of the partial row sums (binding `b`), [SPLITS][replicas][m], b_replica floats apart;
+//   added to what extra holds with ACCUMULATE
 //
 // The first half is a member of the family that was given the same SPLITS, TRANSPOSE_A, TRANSPOSE_B and ROW_SUMS, with
 // `c` and `extra` bound to the partial buffers and the rest of the epilogue off; the epilogue is done here.
@@ -92,7 +93,13 @@ fn finish(replica: u32, split: u32, row: u32, col: u32, sum: vec4<f32>) {
 }
 
 fn finish_row_sum(replica: u32, split: u32, row: u32, sum: f32) {
-    if row < params.m { extra[(split * params.replicas + replica) * params.extra_replica + row] = sum; }
+    if row >= params.m {
+        return;
+    }
+    let at = (split * params.replicas + replica) * params.extra_replica + row;
+    var x = sum;
+    if ACCUMULATE { x += extra[at]; }
+    extra[at] = x;
 }
 // --- end of epilogue
 

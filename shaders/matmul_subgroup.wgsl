@@ -98,7 +98,13 @@ fn finish(replica: u32, split: u32, row: u32, col: u32, sum: vec4<f32>) {
 }
 
 fn finish_row_sum(replica: u32, split: u32, row: u32, sum: f32) {
-    if row < params.m { extra[(split * params.replicas + replica) * params.extra_replica + row] = sum; }
+    if row >= params.m {
+        return;
+    }
+    let at = (split * params.replicas + replica) * params.extra_replica + row;
+    var x = sum;
+    if ACCUMULATE { x += extra[at]; }
+    extra[at] = x;
 }
 // --- end of epilogue
 

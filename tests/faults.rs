@@ -4,6 +4,7 @@ use limbeck::data::{Dataset, Elements};
 use limbeck::distill::infer::Inference;
 use limbeck::distill::{Guard, Loss, Optimizer, Teacher};
 use limbeck::error::{Error, Result};
+use limbeck::gpu::plan::Part;
 use limbeck::gpu::plan::Work;
 use limbeck::gpu::readback::Flights;
 use limbeck::gpu::{AdapterChoice, Call, Gpu, Plan, Tensor};
@@ -42,6 +43,7 @@ fn student() -> Weights {
 fn run<'a>(gpu: &'a Gpu, data: &'a Dataset, steps: u64) -> Result<Run<'a>> {
     let recipe = Recipe {
         batch: 8,
+        accumulate: 1,
         length: Length::Steps(steps),
         optimizer: Optimizer::Sgd { momentum: 0.9, nesterov: false, weight_decay: 0.0 },
         shuffle: true,
@@ -69,7 +71,7 @@ fn every_operation_on_a_lost_device_is_an_error() {
     let mut begun = Plan::new(&gpu);
     metrics::record(&mut begun, "begun", &tensor, &metrics).expect("a dispatch");
     let mut flights = Flights::default();
-    flights.submit(&gpu, &[(&program, 1)], Some(((), &metrics))).expect("a submission");
+    flights.submit(&gpu, &[Part::Run(&program, 0..1)], Some(((), &metrics))).expect("a submission");
 
     gpu.lose();
 
@@ -88,7 +90,10 @@ fn every_operation_on_a_lost_device_is_an_error() {
     device_error(program.submit(&gpu, 1), "submit");
     device_error(program.trace_blocking(&gpu), "trace");
     device_error(program.profile_blocking(&gpu), "profile");
-    device_error(flights.submit(&gpu, &[(&program, 1)], Some(((), &metrics))), "submit with a copy");
+    device_error(
+        flights.submit(&gpu, &[Part::Run(&program, 0..1)], Some(((), &metrics))),
+        "submit with a copy",
+    );
     device_error(flights.arrived(&gpu, true), "wait for a copy");
     device_error(step::write(&gpu, &ring, &[step::Step::default()]), "write steps");
     device_error(gpu.wait_blocking(), "wait");

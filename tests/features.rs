@@ -185,6 +185,7 @@ fn hold(what: &str, activation: Activation, losses: &[Feature], regularize: Regu
     let starts: Vec<Weights> = (0..replicas).map(|seed| weights(&[12, 6, 10, 5], activation, seed)).collect();
     let recipe = Recipe {
         batch: BATCH,
+        accumulate: 1,
         length: Length::Steps(STEPS as u64),
         optimizer: Optimizer::Sgd { momentum: 0.5, nesterov: false, weight_decay: 0.0 },
         shuffle: false,
@@ -310,6 +311,7 @@ fn rows_that_are_no_images_and_logits_of_others_are_refused() {
     let set = set();
     let recipe = Recipe {
         batch: BATCH,
+        accumulate: 1,
         length: Length::Steps(1),
         optimizer: Optimizer::Sgd { momentum: 0.0, nesterov: false, weight_decay: 0.0 },
         shuffle: false,
@@ -340,6 +342,7 @@ fn layers_that_there_are_not_and_teachers_that_show_none_are_refused() {
     let run = |teacher: &Teacher, student, layer, weight| {
         let recipe = Recipe {
             batch: BATCH,
+            accumulate: 1,
             length: Length::Steps(1),
             optimizer: Optimizer::Sgd { momentum: 0.0, nesterov: false, weight_decay: 0.0 },
             shuffle: false,

@@ -3,7 +3,7 @@
 
 use limbeck::data::{self, Dataset, Elements};
 use limbeck::distill::infer::Inference;
-use limbeck::distill::{Feed, Guard, Loss, Optimizer, Step, Teacher};
+use limbeck::distill::{Feed, Guard, Loss, Micro, Optimizer, Step, Teacher};
 use limbeck::gpu::plan::Traced;
 use limbeck::gpu::{AdapterChoice, Gpu};
 use limbeck::kernels::adam::Adam;
@@ -110,6 +110,7 @@ fn whole_network(activation: Activation, sizes: &[usize], replicas: usize, rows:
         (0..replicas as u64).map(|r| limbeck::rng::permutation(r, 0, set.rows() as u32)).collect();
     feed.order.write(&gpu, &orders.concat()).expect("an order");
     let (teacher, guard) = (Teacher::Live(teacher), Guard::default());
+    let micro = Micro { rows: batch, count: 1 };
     let step = Step::record(
         &gpu,
         &feed,
@@ -119,7 +120,7 @@ fn whole_network(activation: Activation, sizes: &[usize], replicas: usize, rows:
         SGD,
         guard,
         Default::default(),
-        batch,
+        micro,
     )
     .expect("a step");
     let scalars: Vec<_> = (0..replicas).map(|_| step.scalars(1, 2, rows, 0.25, &LOSS)).collect();
@@ -233,6 +234,7 @@ fn digits(rows: usize) -> Dataset {
 fn recipe(optimizer: Optimizer, steps: u64) -> Recipe {
     Recipe {
         batch: 64,
+        accumulate: 1,
         length: Length::Steps(steps),
         optimizer,
         shuffle: true,

@@ -171,6 +171,7 @@ fn run(
     let steps = fixture.tensors["losses"].0[0] as u64;
     let recipe = Recipe {
         batch: case.batch,
+        accumulate: 1,
         length: Length::Steps(steps),
         optimizer: case.optimizer.optimizer(keras),
         shuffle: false,

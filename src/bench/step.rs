@@ -5,7 +5,7 @@ use std::time::Instant;
 use crate::bench::{Record, Times, peak::Peak};
 use crate::data::{Dataset, Elements};
 use crate::distill::Feed;
-use crate::distill::step::{Guard, Loss, Optimizer, Step, Teacher};
+use crate::distill::step::{Guard, Loss, Micro, Optimizer, Step, Teacher};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::gpu::plan::SLOTS;
@@ -90,6 +90,7 @@ impl<'a> Bench<'a> {
             (0..pair.replicas as u64).map(|seed| network(pair.student, seed)).collect::<Result<Vec<_>>>()?;
         let optimizer = Optimizer::Adam(ADAM);
         let guard = Guard::default();
+        let micro = Micro { rows: pair.batch, count: 1 };
         let step = Step::record(
             gpu,
             &feed,
@@ -99,7 +100,7 @@ impl<'a> Bench<'a> {
             optimizer,
             guard,
             Default::default(),
-            pair.batch,
+            micro,
         )?;
         Ok(Self { gpu, pair, step, done: 0, _feed: feed })
     }

@@ -162,6 +162,9 @@ pub struct TrainingArgs {
     /// Rows per step.
     #[arg(long, default_value_t = 128)]
     pub batch_size: usize,
+    /// Make each step as N micro-batches whose gradients add up, for a batch that memory does not hold.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    accumulate: usize,
     /// Optimiser [default: adam, or that of --preset].
     #[arg(long, value_enum)]
     optimizer: Option<OptimizerName>,
@@ -271,8 +274,12 @@ impl TrainingArgs {
             return Err(Error::usage("--epochs or --steps", "at least 1", "0"));
         }
         let (batch, shuffle, guard) = (self.batch_size, !self.no_shuffle, Guard::default());
-        let regularize = self.regularize.regularize()?;
-        Ok(Recipe { batch, length, optimizer, shuffle, log_every, guard, features: Vec::new(), regularize })
+        let (accumulate, regularize) = (self.accumulate, self.regularize.regularize()?);
+        let features = Vec::new();
+        let recipe =
+            Recipe { batch, accumulate, length, optimizer, shuffle, log_every, guard, features, regularize };
+        recipe.check()?;
+        Ok(recipe)
     }
 
     /// Holds validation rows back where asked for.

@@ -166,6 +166,7 @@ impl<'a> Stage<'a> {
         let began = Instant::now();
         let recipe = Recipe {
             batch: BATCH,
+            accumulate: 1,
             length: Length::Steps(self.steps(steps)),
             optimizer: Optimizer::Adam(ADAM),
             shuffle: true,

@@ -199,7 +199,7 @@ impl Site<'_> {
         let regressor = Regressor::new(plan, self.name, self.h, self.target.shape[2], optimizer)?;
         let forward = regressor.mlp.record_forward(plan, self.h)?;
         let d = self.record(plan, forward.logits(), self.target)?;
-        regressor.mlp.record_backward(plan, self.h, &forward, &d, &[], &regressor.gradient)?;
+        regressor.mlp.record_backward(plan, self.h, &forward, &d, &[], &regressor.gradient, false)?;
         let weight = &regressor.mlp.layers[0].weight;
         self.product(plan, "d_input", Form::InputGradient, [&d, weight, self.d_h], self.begun)?;
         Ok(regressor)

@@ -13,5 +13,5 @@ pub use features::{Feature, Pull};
 pub use feed::Feed;
 pub use loss::Loss;
 pub use regularize::Regularize;
-pub use step::{Guard, Optimizer, Step};
+pub use step::{Guard, Micro, Optimizer, Step};
 pub use teacher::{Member, Teacher};

@@ -8,8 +8,8 @@ use crate::distill::feed::Feed;
 pub use crate::distill::loss::Loss;
 use crate::distill::regularize::Regularize;
 pub use crate::distill::teacher::Teacher;
-use crate::error::Result;
-use crate::gpu::plan::SLOTS;
+use crate::error::{Error, Result};
+use crate::gpu::plan::{Part, SLOTS, Traced};
 use crate::gpu::readback::Flights;
 use crate::gpu::{Gpu, Plan, Program, Tensor};
 use crate::kernels::head::{self, Head};
@@ -107,8 +107,15 @@ pub struct Tally {
 }
 
 /// The step of `r` students side by side.
+///
+/// A step may be made as several micro-batches, each in a slot of its own: their gradients are added up
+/// before the one update.
 pub struct Step {
+    /// A micro-batch; where it is the whole batch, the update too.
     program: Program,
+    /// After the last micro-batch of several.
+    update: Option<Program>,
+    micro: Micro,
     tally: Program,
     ring: Tensor,
     /// What a submission leaves of each step: sums over the batch, and with a guard the norms.
@@ -131,12 +138,52 @@ pub struct Step {
     beside: Vec<Feed<'static>>,
 }
 
+/// The micro-batches of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Micro {
+    /// Rows in one, at most.
+    pub rows: usize,
+    /// How many make a step.
+    pub count: usize,
+}
+
+impl Micro {
+    /// Of a step's rows those of micro-batch `i`: how many lie before it and how many are in it.
+    fn part(self, i: usize, rows: u32) -> [u32; 2] {
+        let before = ((i * self.rows) as u32).min(rows);
+        [before, (rows - before).min(self.rows as u32)]
+    }
+
+    /// The scalars of each micro-batch of a step with these: as many rows as it has of the step's, and the
+    /// weights times its share of them. The head divides by the micro-batch's rows, so what adds up is the
+    /// mean over the step.
+    fn scalars(self, whole: &step::Step) -> impl Iterator<Item = step::Step> {
+        (0..self.count).map(move |i| {
+            let [before, rows] = self.part(i, whole.rows);
+            let share = |weight: f32| match rows == whole.rows {
+                true => weight,
+                false => (f64::from(weight) * f64::from(rows) / f64::from(whole.rows)) as f32,
+            };
+            // What is drawn on the device goes by step and row: the rows of two micro-batches share no draw.
+            let step = (whole.step - 1).wrapping_mul(self.count as u32).wrapping_add(i as u32 + 1);
+            step::Step {
+                step,
+                row_start: whole.row_start + before,
+                rows,
+                hard_weight: share(whole.hard_weight),
+                soft_weight: share(whole.soft_weight),
+                ..*whole
+            }
+        })
+    }
+}
+
 impl Step {
     /// Records the step for the given students, whose losses are of one kind.
     ///
     /// # Errors
-    /// [`crate::Error::Usage`] where layers, classes and data do not fit; [`crate::Error::Device`] for memory
-    /// and limits.
+    /// [`crate::Error::Usage`] where layers, classes and data do not fit, or where losses on hidden layers
+    /// meet several micro-batches; [`crate::Error::Device`] for memory and limits.
     #[allow(clippy::too_many_arguments, reason = "what a step is made of, one each")]
     pub fn record(
         gpu: &Gpu,
@@ -147,16 +194,22 @@ impl Step {
         optimizer: Optimizer,
         guard: Guard,
         regularize: Regularize,
-        batch: usize,
+        micro: Micro,
     ) -> Result<Self> {
         regularize.check()?;
+        let (batch, several) = (micro.rows, micro.count > 1);
+        if several && !pull.features.is_empty() {
+            return Err(Error::usage("gradient accumulation", "no loss on hidden layers", "one or more")
+                .with_hint("they compare the rows of a whole batch"));
+        }
         let student = Mlp::upload(gpu, "student", students)?;
         let gradient = Mlp::zeros(gpu, "d_student", students.len(), &student.sizes, student.activation)?;
         let ring = step::ring(gpu, students.len())?;
         let mut plan = Plan::new(gpu);
         let x = feed.record(&mut plan, &ring, batch, None)?;
         let mut beside = Vec::new();
-        let taught = teacher.record(&mut plan, feed, &ring, &x, students.len(), &mut beside)?;
+        let taught =
+            teacher.record(&mut plan, feed, &ring, &x, students.len(), batch * micro.count, &mut beside)?;
         let forward = student.record_forward_with(&mut plan, &x, regularize.dropout(&ring))?;
         let z = forward.logits();
         let d_z = Tensor::zeros(gpu, "d_logits", z.shape)?;
@@ -175,7 +228,7 @@ impl Step {
         head::record(&mut plan, "head", &io, head::Form::of(gpu, k, io.term()))?;
         let hidden = taught.hidden.as_deref();
         let features = Features::record(&mut plan, pull.features, &forward, hidden, &ring, optimizer)?;
-        student.record_backward(&mut plan, &x, &forward, &d_z, &features.d_hidden, &gradient)?;
+        student.record_backward(&mut plan, &x, &forward, &d_z, &features.d_hidden, &gradient, several)?;
         let moments = (0..optimizer.moments())
             .map(|i| Tensor::zeros(gpu, &format!("moment_{}", i + 1), student.whole.shape))
             .collect::<Result<Vec<_>>>()?;
@@ -188,14 +241,15 @@ impl Step {
         parts.extend((0..pull.features.len()).map(sums));
         let (report, views) = Tensor::arena(gpu, "report", replicas, &parts)?;
         let norms = guard.watches().then(|| views[1].clone());
+        let mut after = Plan::new(gpu);
+        let end = if several { &mut after } else { &mut plan };
         if let Some(norms) = &norms {
-            norm::record(&mut plan, "norm", guard.clip.map(|c| c as f32), &gradient.whole, norms)?;
+            norm::record(end, "norm", guard.clip.map(|c| c as f32), &gradient.whole, norms)?;
         }
         let [gradients, weights] = [&gradient.whole, &student.whole];
-        record_update(&mut plan, optimizer, &ring, gradients, weights, &moments, norms.as_ref())?;
-        regularize.record_update(&mut plan, &student, norms.as_ref())?;
-
-        features.record_update(&mut plan, optimizer, &ring, norms.as_ref())?;
+        record_update(end, optimizer, &ring, gradients, weights, &moments, norms.as_ref())?;
+        regularize.record_update(end, &student, norms.as_ref())?;
+        features.record_update(end, optimizer, &ring, norms.as_ref())?;
 
         let mut tally = Plan::new(gpu);
         metrics::record(&mut tally, "metrics", &stats, &views[0])?;
@@ -206,6 +260,8 @@ impl Step {
         let feature_weights = pull.features.iter().map(|f| f.weight as f32).collect();
         Ok(Self {
             program: plan.finish()?,
+            update: several.then(|| after.finish()).transpose()?,
+            micro,
             tally: tally.finish()?,
             ring,
             report,
@@ -237,7 +293,12 @@ impl Step {
         self.beside.iter().map(Feed::rows_at_once).fold(feed.rows_at_once(), usize::min)
     }
 
-    /// The step's dispatches, for profiles and traces.
+    /// The most steps that one submission may hold.
+    pub fn at_once(&self) -> u64 {
+        u64::from(SLOTS) / self.micro.count as u64
+    }
+
+    /// The step's dispatches, for profiles; of several micro-batches those of one.
     pub fn program(&self) -> &Program {
         &self.program
     }
@@ -274,7 +335,7 @@ impl Step {
         student.into_iter().chain(moments).chain(self.features.arenas()).collect()
     }
 
-    /// Submits the steps given as `scalars[slot * replicas + replica]` in one submission, followed
+    /// Submits the steps given as `scalars[step * replicas + replica]` in one submission, followed
     /// by a copy of their metrics, which arrive later as `what`.
     ///
     /// # Errors
@@ -286,39 +347,105 @@ impl Step {
         scalars: &[step::Step],
         what: T,
     ) -> Result<()> {
-        step::write(gpu, &self.ring, scalars)?;
-        let steps = (scalars.len() / self.student.whole.shape[0]) as u32;
-        flights.submit(gpu, &[(&self.program, steps), (&self.tally, 1)], Some((what, &self.report)))
+        let slots = self.in_slots(scalars);
+        step::write(gpu, &self.ring, &slots)?;
+        let slots = (slots.len() / self.replicas()) as u32;
+        let mut parts = match &self.update {
+            None => vec![Part::Run(&self.program, 0..slots)],
+            Some(update) => (0..slots)
+                .step_by(self.micro.count)
+                .flat_map(|first| {
+                    let end = first + self.micro.count as u32;
+                    [
+                        Part::Clear(&self.gradient.whole),
+                        Part::Run(&self.program, first..end),
+                        Part::Run(update, end - 1..end),
+                    ]
+                })
+                .collect(),
+        };
+        parts.push(Part::Run(&self.tally, 0..1));
+        flights.submit(gpu, &parts, Some((what, &self.report)))
     }
 
-    /// Zeroes what earlier submissions reported, for a trace: a step writes its own slot alone.
-    pub fn forget_reports(&self, gpu: &Gpu) {
+    fn replicas(&self) -> usize {
+        self.student.whole.shape[0]
+    }
+
+    /// Scalars by step and replica as scalars by slot and replica.
+    fn in_slots(&self, scalars: &[step::Step]) -> Vec<step::Step> {
+        let mut slots = Vec::with_capacity(scalars.len() * self.micro.count);
+        for step in scalars.chunks_exact(self.replicas()) {
+            let mut parts: Vec<_> = step.iter().map(|whole| self.micro.scalars(whole)).collect();
+            for _ in 0..self.micro.count {
+                slots.extend(parts.iter_mut().filter_map(Iterator::next));
+            }
+        }
+        slots
+    }
+
+    /// Runs one step a dispatch at a time, handing what a micro-batch or the update wrote to `find` until
+    /// that has found something.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] where the device is lost or refuses.
+    pub fn trace_blocking<T>(
+        &self,
+        gpu: &Gpu,
+        scalars: &[step::Step],
+        mut find: impl FnMut(Vec<Traced>) -> Option<T>,
+    ) -> Result<Option<T>> {
         self.stats.fill_bits(gpu, 0);
         self.report.fill_bits(gpu, 0);
+        if self.update.is_some() {
+            self.gradient.whole.fill_bits(gpu, 0);
+        }
+        // A trace runs in the first slot.
+        for slot in self.in_slots(scalars).chunks_exact(self.replicas()) {
+            step::write(gpu, &self.ring, slot)?;
+            if let Some(found) = find(self.program.trace_blocking(gpu)?) {
+                return Ok(Some(found));
+            }
+        }
+        match &self.update {
+            Some(update) => Ok(find(update.trace_blocking(gpu)?)),
+            None => Ok(None),
+        }
     }
 
-    /// Writes the scalars of one step without running it, for traces and profiles.
+    /// Writes the scalars of one step without running it, for profiles.
     ///
     /// # Errors
     /// As [`step::write`].
     pub fn prepare(&self, gpu: &Gpu, scalars: &[step::Step]) -> Result<()> {
-        step::write(gpu, &self.ring, scalars)
+        step::write(gpu, &self.ring, &self.in_slots(scalars))
     }
 
-    /// Reads a metrics copy: the tally of `slot` and `replica`.
-    pub fn tally(&self, raw: &[u32], slot: usize, replica: usize, rows: u32) -> Tally {
-        // The arena of a replica: the sums of all slots, then their norms.
-        let at = replica * self.report.replica_stride + slot * metrics::WIDTH;
+    /// Reads a metrics copy: the tally of a submission's step number `step` and of `replica`.
+    pub fn tally(&self, raw: &[u32], step: usize, replica: usize, rows: u32) -> Tally {
+        let n = rows as f32;
+        let slots = step * self.micro.count..(step + 1) * self.micro.count;
+        // The update sees the last slot.
         let held = self.norms.as_ref().is_some_and(|n| {
-            let row = replica * n.replica_stride + n.offset + slot * norm::WIDTH;
+            let row = replica * n.replica_stride + n.offset + (slots.end - 1) * norm::WIDTH;
             f32::from_bits(raw[row + 2]) > 0.0
         });
-        let [hard, soft, correct, agree, bad, labelled, hard_norm, soft_norm] =
-            std::array::from_fn(|i| f32::from_bits(raw[at + i]));
-        let n = rows as f32;
+        // The arena of a replica: the sums of all slots, then their norms.
+        let at = |slot| replica * self.report.replica_stride + slot * metrics::WIDTH;
+        let mut sums = [0f32; metrics::WIDTH];
+        for (i, slot) in slots.enumerate() {
+            let [_, own] = self.micro.part(i, rows);
+            // The weights of a micro-batch were times its share of the rows, and the norms' squares so twice.
+            let share = if own == rows { 1.0 } else { own.max(1) as f32 / n };
+            for (j, sum) in sums.iter_mut().enumerate() {
+                let of_weights = if j < 6 { 1.0 } else { share * share };
+                *sum += f32::from_bits(raw[at(slot) + j]) / of_weights;
+            }
+        }
+        let [hard, soft, correct, agree, bad, labelled, hard_norm, soft_norm] = sums;
         let (mut feature_loss, mut bad) = (0.0, bad);
         for (sums, weight) in self.feature_sums.iter().zip(&self.feature_weights) {
-            let row = replica * sums.replica_stride + sums.offset + slot * metrics::WIDTH;
+            let row = replica * sums.replica_stride + sums.offset + step * metrics::WIDTH;
             feature_loss += weight * f32::from_bits(raw[row]) / n;
             bad += f32::from_bits(raw[row + 4]);
         }

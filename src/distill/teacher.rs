@@ -84,11 +84,12 @@ impl Teacher {
         }
     }
 
-    /// Records what the teacher does in a step: its forward passes, and the mean of several. What has to
-    /// be staged with the rows is added to `beside`.
+    /// Records what the teacher does with a batch: its forward passes, and the mean of several. What has to
+    /// be staged with the rows, `step_rows` of them for a step, is added to `beside`.
     ///
     /// # Errors
     /// [`Error::Usage`] where normalisation or classes do not fit; as [`Plan::dispatch`].
+    #[allow(clippy::too_many_arguments, reason = "what a teacher sees, one each")]
     pub fn record(
         &self,
         plan: &mut Plan<'_>,
@@ -96,6 +97,7 @@ impl Teacher {
         ring: &Tensor,
         x: &Tensor,
         replicas: usize,
+        step_rows: usize,
         beside: &mut Vec<Feed<'static>>,
     ) -> Result<Taught> {
         let (members, rule) = match self {
@@ -110,7 +112,7 @@ impl Teacher {
             .map(|member| match member {
                 Member::Cached(logits) => Ok(Taught::by(head::Teacher::Cached(logits.clone()))),
                 Member::Rows(logits, memory) => {
-                    let own = feed.beside(plan.gpu, logits.clone(), batch, *memory)?;
+                    let own = feed.beside(plan.gpu, logits.clone(), step_rows, *memory)?;
                     let v = own.record(plan, ring, batch, None)?;
                     beside.push(own);
                     Ok(Taught::by(head::Teacher::Live(v)))

@@ -1,5 +1,6 @@
 //! The step is data: dispatches recorded once, checked then, encoded into one pass many times.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
@@ -308,6 +309,26 @@ pub struct Traced {
     pub outputs: Vec<(String, Vec<u32>)>,
 }
 
+/// A part of a submission; the parts run one after the other.
+#[derive(Clone)]
+pub enum Part<'a> {
+    /// A program, once for each of these slots.
+    Run(&'a Program, Range<u32>),
+    /// Zeros over the whole of a tensor.
+    Clear(&'a Tensor),
+}
+
+impl Part<'_> {
+    pub(super) fn encode(&self, encoder: &mut wgpu::CommandEncoder) {
+        match self {
+            Self::Run(program, slots) => program.encode(encoder, slots.clone()),
+            Self::Clear(t) => {
+                encoder.clear_buffer(&t.buffer, (t.offset * 4) as u64, Some((t.span() * 4) as u64));
+            }
+        }
+    }
+}
+
 /// A closed plan.
 pub struct Program {
     dispatches: Vec<Dispatch>,
@@ -329,14 +350,14 @@ impl Program {
         self.dispatches.iter().map(|d| (d.label.as_str(), d.kernel, d.work))
     }
 
-    /// Encodes `steps` runs into one pass; run `i` sees slot `i`.
+    /// Encodes one run for each slot into one pass.
     ///
     /// # Panics
-    /// Where `steps` exceeds [`SLOTS`].
-    pub(crate) fn encode(&self, encoder: &mut wgpu::CommandEncoder, steps: u32) {
-        assert!(steps <= SLOTS);
+    /// Where a slot is not below [`SLOTS`].
+    fn encode(&self, encoder: &mut wgpu::CommandEncoder, slots: Range<u32>) {
+        assert!(slots.end <= SLOTS);
         let mut pass = encoder.begin_compute_pass(&Default::default());
-        for slot in 0..steps {
+        for slot in slots {
             for d in &self.dispatches {
                 d.encode(&mut pass, slot);
             }
@@ -350,7 +371,7 @@ impl Program {
     pub fn submit(&self, gpu: &Gpu, steps: u32) -> Result<()> {
         gpu.check()?;
         let mut encoder = gpu.device.create_command_encoder(&Default::default());
-        self.encode(&mut encoder, steps);
+        self.encode(&mut encoder, 0..steps);
         gpu.queue.submit([encoder.finish()]);
         Ok(())
     }

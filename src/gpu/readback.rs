@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use crate::error::{Error, Result};
 use crate::gpu::device::Gpu;
-use crate::gpu::plan::Program;
+use crate::gpu::plan::Part;
 use crate::gpu::tensor::{Tensor, staging};
 
 /// Submissions that may be under way at once. One runs, one waits behind it so that the device
@@ -35,22 +35,15 @@ impl<T> Default for Flights<T> {
 }
 
 impl<T> Flights<T> {
-    /// Submits each program as many times as said and, with `copy`, a copy of a tensor's span after them.
+    /// Submits the parts in order and, with `copy`, a copy of a tensor's span after them.
     /// Waits only where `IN_FLIGHT` submissions are already under way, for the oldest.
     ///
     /// # Errors
     /// [`Error::Device`] where the device is lost or refuses.
-    pub fn submit(
-        &mut self,
-        gpu: &Gpu,
-        programs: &[(&Program, u32)],
-        copy: Option<(T, &Tensor)>,
-    ) -> Result<()> {
+    pub fn submit(&mut self, gpu: &Gpu, parts: &[Part<'_>], copy: Option<(T, &Tensor)>) -> Result<()> {
         gpu.check()?;
         let mut encoder = gpu.device.create_command_encoder(&Default::default());
-        for (program, steps) in programs {
-            program.encode(&mut encoder, *steps);
-        }
+        parts.iter().for_each(|part| part.encode(&mut encoder));
         let copy = match copy {
             None => None,
             Some((what, tensor)) => {

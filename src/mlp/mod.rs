@@ -228,10 +228,12 @@ impl Mlp {
     /// Records the backward pass from `d_logits` into `gradient`, layer by layer, last to first:
     /// weight and bias gradient in one product, then the input's gradient with the activation's
     /// derivative as its mask. The input of the network gets no gradient. `d_hidden` holds by hidden layer
-    /// what other losses have left of the gradient of its output `[r, batch, width]`; it is overwritten.
+    /// what other losses have left of the gradient of its output `[r, batch, width]`; it is overwritten. With
+    /// `accumulate` the gradient is added to what `gradient` holds.
     ///
     /// # Errors
     /// As [`Plan::dispatch`].
+    #[allow(clippy::too_many_arguments, reason = "what a backward pass is made of, one each")]
     pub fn record_backward(
         &self,
         plan: &mut Plan<'_>,
@@ -240,6 +242,7 @@ impl Mlp {
         d_logits: &Tensor,
         d_hidden: &[Option<Tensor>],
         gradient: &Self,
+        accumulate: bool,
     ) -> Result<()> {
         let mut d_output = d_logits.clone();
         for (i, layer) in self.layers.iter().enumerate().rev() {
@@ -251,14 +254,14 @@ impl Mlp {
                 &d_output,
                 forward.input(i, x),
                 &gradient.layers[i].weight,
-                &Epilogue { row_sums: Some(&gradient.layers[i].bias), ..Epilogue::default() },
+                &Epilogue { accumulate, row_sums: Some(&gradient.layers[i].bias), ..Epilogue::default() },
             )?;
             if i == 0 {
                 break;
             }
             let below = &forward.outputs[i - 1];
             let begun = d_hidden.get(i - 1).cloned().flatten();
-            let accumulate = begun.is_some();
+            let add = begun.is_some();
             let d_input = match begun {
                 Some(begun) => begun,
                 None => Tensor::zeros(plan.gpu, &format!("{name}.d_input"), below.shape)?,
@@ -267,18 +270,18 @@ impl Mlp {
             let mask = Some((self.activation, saved));
             let (form, label) = (Form::InputGradient, format!("{name}.d_input"));
             let Some((dropout, drop)) = forward.dropout.as_ref().and_then(|d| Some((d, d.before(i)?))) else {
-                let epilogue = Epilogue { accumulate, mask, ..Epilogue::default() };
+                let epilogue = Epilogue { accumulate: add, mask, ..Epilogue::default() };
                 matmul::record(plan, &label, form, &d_output, &layer.weight, &d_input, &epilogue)?;
                 d_output = d_input;
                 continue;
             };
             // What other losses left is of the output before dropout: it gets the derivative alone, as the
             // epilogue of a product that is zero.
-            if accumulate {
+            if add {
                 let [left, right] = [[1, below.shape[1], 1], [1, 1, below.shape[2]]];
                 let left = Tensor::zeros(plan.gpu, &format!("{name}.nothing"), left)?;
                 let right = Tensor::zeros(plan.gpu, &format!("{name}.nothing"), right)?;
-                let epilogue = Epilogue { accumulate, mask, ..Epilogue::default() };
+                let epilogue = Epilogue { accumulate: add, mask, ..Epilogue::default() };
                 let label = format!("{name}.d_feature");
                 matmul::record(plan, &label, form, &left, &right, &d_input, &epilogue)?;
             }
@@ -286,7 +289,7 @@ impl Mlp {
             let epilogue = Epilogue { mask, ..Epilogue::default() };
             matmul::record(plan, &label, form, &d_output, &layer.weight, &d_dropped, &epilogue)?;
             let label = format!("{name}.d_dropout");
-            dropout::record(plan, &label, drop, accumulate, &dropout.steps, &d_dropped, &d_input)?;
+            dropout::record(plan, &label, drop, add, &dropout.steps, &d_dropped, &d_input)?;
             d_output = d_input;
         }
         Ok(())

@@ -65,15 +65,16 @@ impl Run<'_> {
         self.write_order(self.done / self.steps_per_epoch())?;
         let batch = batch_at(self.done, self.rows, self.recipe.batch);
         self.step.stage(self.gpu, &self.feed, &self.order, batch.start..batch.start + batch.rows)?;
-        self.step.forget_reports(self.gpu);
-        self.step.prepare(self.gpu, &self.scalars(self.done))?;
-        let traced = self.step.program().trace_blocking(self.gpu)?;
+        let scalars = self.scalars(self.done);
         self.done += 1;
         let is_bad = |bits: &&u32| !f32::from_bits(**bits).is_finite();
-        Ok(traced.into_iter().find_map(|t| {
-            let (tensor, bits) = t.outputs.into_iter().find(|(_, bits)| bits.iter().any(|b| is_bad(&b)))?;
-            let bad = bits.iter().filter(is_bad).count();
-            Some(Fault { step: self.done, dispatch: t.label, tensor, bad, of: bits.len() })
-        }))
+        self.step.trace_blocking(self.gpu, &scalars, |traced| {
+            traced.into_iter().find_map(|t| {
+                let (tensor, bits) =
+                    t.outputs.into_iter().find(|(_, bits)| bits.iter().any(|b| is_bad(&b)))?;
+                let bad = bits.iter().filter(is_bad).count();
+                Some(Fault { step: self.done, dispatch: t.label, tensor, bad, of: bits.len() })
+            })
+        })
     }
 }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use crate::distill::Loss;
 use crate::distill::step::Tally;
 use crate::error::{Error, Result};
+use crate::train::left::{Extent, Left};
 use crate::train::{Run, batch_at};
 
 /// Skipped steps in a row after which a run has no hope, unless an interval is longer.
@@ -51,7 +52,7 @@ pub struct Row {
     pub lr: f64,
     /// T of the last step.
     pub temperature: f64,
-    /// How long the rest takes at the pace so far; `None` at the first steps.
+    /// How long the rest takes at the pace so far, evaluations too; `None` at the first steps.
     pub left: Option<Duration>,
     /// Steps that were left out of the means and changed nothing: see [`Guard`](crate::distill::Guard).
     pub skipped: u64,
@@ -64,20 +65,13 @@ pub(super) struct Log {
     pub(super) interval: Vec<Sums>,
     pub(super) epoch: Vec<Sums>,
     pub(super) began: (Instant, u64),
-    /// The first submission's arrival: what went before was compiling and filling caches.
-    pub(super) first: Option<(Instant, u64)>,
-}
-
-/// How long the steps from `step` to `steps` take, where those since `from` took `spent`.
-fn left(spent: Duration, from: u64, step: u64, steps: u64) -> Option<Duration> {
-    let done = step.checked_sub(from).filter(|n| *n > 0)?;
-    Some(spent.mul_f64(steps.saturating_sub(step) as f64 / done as f64))
+    pub(super) left: Left,
 }
 
 impl Log {
     pub(super) fn new(replicas: usize) -> Self {
         let sums = vec![Sums::default(); replicas];
-        Self { interval: sums.clone(), epoch: sums, began: (Instant::now(), 0), first: None }
+        Self { interval: sums.clone(), epoch: sums, began: (Instant::now(), 0), left: Left::default() }
     }
 
     pub(super) fn of(&self, span: Span) -> &[Sums] {
@@ -172,6 +166,10 @@ impl Run<'_> {
         Ok(())
     }
 
+    pub(super) fn extent(&self) -> Extent {
+        Extent { per_epoch: self.steps_per_epoch(), steps: self.steps }
+    }
+
     pub(super) fn row(&self, step: u64, replica: usize, span: Span) -> Row {
         let s = &self.log.of(span)[replica];
         let (lr, loss) = self.replicas[replica].at(step, self.steps);
@@ -194,7 +192,7 @@ impl Run<'_> {
             lr,
             temperature: loss.temperature,
             skipped: s.skipped as u64,
-            left: self.log.first.and_then(|(at, from)| left(at.elapsed(), from, step, self.steps)),
+            left: self.log.left.rest(self.extent()),
             samples_per_second: trained / since.elapsed().as_secs_f64(),
         }
     }
@@ -224,19 +222,4 @@ fn not_finite(step: u64, replica: usize, tally: &Tally) -> Error {
         false => "the weights have a gradient".to_owned(),
     };
     Error::Run(format!("step {step}, replica {replica}: {what} that is not a finite number"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_left_goes_by_the_pace_since_the_first_arrival() {
-        let spent = Duration::from_secs(9);
-        // 90 steps took 9 s, 800 are left.
-        assert_eq!(left(spent, 10, 100, 900), Some(Duration::from_secs(80)));
-        assert_eq!(left(spent, 10, 10, 900), None);
-        assert_eq!(left(spent, 10, 5, 900), None);
-        assert_eq!(left(spent, 10, 900, 900), Some(Duration::ZERO));
-    }
 }

@@ -4,6 +4,7 @@
 //! ```text
 //! here        Run: steps
 //! log         rows of metrics
+//! left        how long the rest takes
 //! state       what changes from step to step, on the host: taken from a run, given back to one
 //! fault       the first tensor that is not finite, by name
 //! checkpoint  a state on disk: written whole, verified when read, pruned
@@ -14,6 +15,7 @@
 
 pub mod checkpoint;
 pub mod fault;
+mod left;
 mod log;
 pub mod run_dir;
 pub mod session;
@@ -29,7 +31,7 @@ use std::time::{Duration, Instant};
 use crate::data::Dataset;
 use crate::distill::features::{Feature, Pull};
 use crate::distill::regularize::Regularize;
-use crate::distill::step::{Guard, Loss, Optimizer, Step, Teacher};
+use crate::distill::step::{Guard, Loss, Micro, Optimizer, Step, Teacher};
 use crate::distill::{Feed, infer};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
@@ -56,6 +58,8 @@ pub enum Length {
 pub struct Recipe {
     /// Rows per step; the last batch of an epoch may be shorter.
     pub batch: usize,
+    /// Micro-batches of `batch / accumulate` rows that make a step: what fits little memory takes turns.
+    pub accumulate: usize,
     /// When to stop.
     pub length: Length,
     /// How the gradient changes the weights.
@@ -70,6 +74,22 @@ pub struct Recipe {
     pub features: Vec<Feature>,
     /// Against learning the rows by heart.
     pub regularize: Regularize,
+}
+
+impl Recipe {
+    /// # Errors
+    /// [`Error::Usage`] where the batch does not part into micro-batches.
+    pub fn check(&self) -> Result<()> {
+        let Self { batch, accumulate, .. } = *self;
+        if batch == 0 {
+            return Err(Error::usage("batch size", "at least 1", "0"));
+        }
+        if (1..=SLOTS as usize).contains(&accumulate) && batch.is_multiple_of(accumulate) {
+            return Ok(());
+        }
+        let expected = format!("from 1 to {SLOTS}, in which the batch of {batch} parts");
+        Err(Error::usage("gradient accumulation", expected, accumulate.to_string()))
+    }
 }
 
 /// What one replica has of its own.
@@ -180,6 +200,7 @@ impl<'a> Run<'a> {
         recipe: Recipe,
         replicas: Vec<Replica>,
     ) -> Result<Self> {
+        recipe.check()?;
         let first = replicas.first().ok_or_else(|| Error::usage("replicas", "at least one", "none"))?;
         infer::check_inputs(&first.student.sizes(), data)?;
         let soft = first.loss.soft;
@@ -195,8 +216,8 @@ impl<'a> Run<'a> {
             walked.push((0..data.rows() as u32).collect());
         }
         let length = walked[0].len();
-        if length == 0 || recipe.batch == 0 {
-            return Err(Error::usage("batch size and training rows", "at least 1 each", "0"));
+        if length == 0 {
+            return Err(Error::usage("training rows", "at least 1", "0"));
         }
         let one_order = walked.len() == 1 && replicas.iter().all(|r| r.seed == first.seed);
         let orders = if one_order { 1 } else { replicas.len() };
@@ -213,7 +234,12 @@ impl<'a> Run<'a> {
         let students: Vec<_> = replicas.iter().map(|r| r.student.clone()).collect();
         let Recipe { optimizer, guard, regularize, .. } = recipe;
         let pull = Pull { soft, features: &recipe.features };
-        let step = Step::record(gpu, &feed, teacher, pull, &students, optimizer, guard, regularize, batch)?;
+        // Fewer rows than a batch: the last micro-batches are short or empty.
+        let micro = match recipe.accumulate {
+            1 => Micro { rows: batch, count: 1 },
+            count => Micro { rows: (recipe.batch / count).min(length), count },
+        };
+        let step = Step::record(gpu, &feed, teacher, pull, &students, optimizer, guard, regularize, micro)?;
         let per_epoch = length.div_ceil(batch) as u64;
         let steps = match recipe.length {
             Length::Epochs(n) => n * per_epoch,
@@ -284,7 +310,8 @@ impl<'a> Run<'a> {
             self.write_order(self.done / per_epoch)?;
             let to_epoch_end = per_epoch - self.done % per_epoch;
             let window = (self.step.rows_at_once(&self.feed) / self.recipe.batch) as u64;
-            let count = self.pace.steps.min(to_epoch_end).min(to - self.done).min(window);
+            let most = window.min(self.step.at_once());
+            let count = self.pace.steps.min(to_epoch_end).min(to - self.done).min(most);
             let position = |step| batch_at(step, self.rows, self.recipe.batch);
             let last = position(self.done + count - 1);
             let positions = position(self.done).start..last.start + last.rows;
@@ -299,8 +326,9 @@ impl<'a> Run<'a> {
                 to = self.done;
             }
             for ((first, count), raw) in flights.arrived(self.gpu, self.done == to)? {
-                self.pace.arrived(u64::from(count));
-                self.log.first.get_or_insert_with(|| (Instant::now(), first + u64::from(count)));
+                let now = Instant::now();
+                self.pace.arrived(now, u64::from(count));
+                self.log.left.arrived(now, first + u64::from(count));
                 self.take(first, count, &raw, &mut each)?;
             }
         }
@@ -368,9 +396,9 @@ impl Default for Pace {
 }
 
 impl Pace {
-    fn arrived(&mut self, count: u64) {
-        let spent = self.last.elapsed();
-        self.last = Instant::now();
+    fn arrived(&mut self, now: Instant, count: u64) {
+        let spent = now - self.last;
+        self.last = now;
         if spent < Duration::from_millis(25) && count == self.steps {
             self.steps = (self.steps * 2).min(u64::from(SLOTS));
         } else if spent > Duration::from_millis(100) {

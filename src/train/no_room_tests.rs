@@ -18,6 +18,7 @@ fn train(largest: Option<u64>) -> Result<([bool; 2], String)> {
     let data = Dataset::new("rows", Elements::F32(values), vec![8], Some(labels), None)?;
     let recipe = Recipe {
         batch: 16,
+        accumulate: 1,
         length: Length::Epochs(1),
         optimizer: Optimizer::Sgd { momentum: 0.9, nesterov: false, weight_decay: 0.0 },
         shuffle: true,

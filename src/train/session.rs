@@ -198,7 +198,9 @@ impl<'s, 'g> Session<'s, 'g> {
             return Ok(None);
         }
         self.evaluated = Some(self.run.done);
+        let began = Instant::now();
         let (line, score) = watcher.evaluate(self.run)?;
+        self.run.log.left.evaluated(began.elapsed());
         self.dir.metrics.write(&line)?;
         self.waited += 1;
         if self.best.as_ref().is_none_or(|best| score.beats(&best.score)) {

@@ -9,6 +9,7 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 use crate::error::{Error, Result};
 use crate::train::Run;
+use crate::train::left::Left;
 use crate::train::log::Sums;
 
 /// Numbers in one replica's sums.
@@ -72,7 +73,7 @@ impl Run<'_> {
         self.log.interval.clone_from(&state.interval);
         self.log.epoch.clone_from(&state.epoch);
         self.log.began = (Instant::now(), state.step);
-        self.log.first = None;
+        self.log.left = Left::default();
         Ok(())
     }
 

@@ -161,7 +161,11 @@ pub fn check(gpu: &Gpu, case: &Case) -> Result<Verdict> {
     let (saved, saved_ref) = operand("saved", replicas, m, n)?;
     let c = if ends.accumulate { before } else { Zone::output(gpu, "c", [replicas, m, n], padding)? };
     let keep = Zone::output(gpu, "keep", [replicas, m, n], padding)?;
-    let row_sums = Zone::output_unpadded(gpu, "row_sums", [replicas, 1, m])?;
+    let (begun, begun_ref) = operand("row_sums", replicas, 1, m)?;
+    let row_sums = match ends.accumulate {
+        true => begun,
+        false => Zone::output_unpadded(gpu, "row_sums", [replicas, 1, m])?,
+    };
 
     let epilogue = Epilogue {
         accumulate: ends.accumulate,
@@ -195,7 +199,12 @@ pub fn check(gpu: &Gpu, case: &Case) -> Result<Verdict> {
             judge.hold("keep", r, &keep.replica(r), &z, n_of_z);
         }
         if ends.row_sums {
-            judge.hold("row_sums", r, &row_sums.replica(r), &column_sums(&a), k);
+            let mut sums = column_sums(&a);
+            if ends.accumulate {
+                sums = sums.plus(&begun_ref[r]);
+            }
+            let n_of_sums = k + usize::from(ends.accumulate);
+            judge.hold("row_sums", r, &row_sums.replica(r), &sums, n_of_sums);
         }
         let (c_ref, n_of_c) = match (ends.activation, ends.mask) {
             (Activation::Identity, Activation::Identity) => (z, n_of_z),

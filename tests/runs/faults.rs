@@ -152,6 +152,7 @@ fn attempt(
 ) -> Result<Weights> {
     let recipe = Recipe {
         batch: 64,
+        accumulate: 1,
         length: Length::Steps(200),
         optimizer: Optimizer::Sgd { momentum: 0.9, nesterov: false, weight_decay: 0.0 },
         shuffle: true,

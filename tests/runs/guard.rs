@@ -21,6 +21,7 @@ fn data(bad: bool) -> Dataset {
 fn run<'a>(gpu: &'a Gpu, data: &'a Dataset, guard: Guard, lr: f64) -> Run<'a> {
     let recipe = Recipe {
         batch: 16,
+        accumulate: 1,
         length: Length::Steps(120),
         optimizer: Optimizer::Sgd { momentum: 0.9, nesterov: false, weight_decay: 0.0 },
         shuffle: false,

@@ -1,5 +1,6 @@
 //! Runs that can be trusted: the same bits however they are cut, killed, resumed or replayed.
 
+mod accumulate;
 mod bench;
 mod faults;
 mod guard;

@@ -163,6 +163,7 @@ fn replicas_with_orders_of_their_own_are_streamed_alike() {
         assert_eq!(matches!(teacher, Member::Rows(..)), memory.is_some());
         let recipe = Recipe {
             batch: 16,
+            accumulate: 1,
             length: Length::Epochs(3),
             optimizer: Optimizer::Sgd { momentum: 0.9, nesterov: false, weight_decay: 0.0 },
             shuffle: true,

@@ -108,7 +108,7 @@ impl Activation {
 /// What is done with the product before it is stored, in this order.
 #[derive(Clone, Copy, Default)]
 pub struct Epilogue<'a> {
-    /// Add what C holds.
+    /// Add what C holds, and what `row_sums` holds.
     pub accumulate: bool,
     /// Add `[r, 1, n]` to every row.
     pub bias: Option<&'a Tensor>,
