@@ -52,7 +52,7 @@ pub fn moved(jitter: Jitter, seed: u64, step: u32, row: usize, j: usize) -> Opti
     let Jitter { height, width, channels, reach } = jitter;
     let words = rng::philox([rng::key32(seed), 0], [row as u32, step, stream::JITTER, 0]);
     let places = 2 * reach as u64 + 1;
-    let by = |word: u32| (u64::from(word) * places >> 32) as i64 - reach as i64;
+    let by = |word: u32| ((u64::from(word) * places) >> 32) as i64 - reach as i64;
     let pixel = j / channels;
     let at = [(pixel % width, width, words[0]), (pixel / width, height, words[1])]
         .map(|(at, size, word)| usize::try_from(at as i64 + by(word)).ok().filter(|at| *at < size));
@@ -101,7 +101,7 @@ pub fn check(gpu: &Gpu, case: &Case) -> Result<Verdict> {
     }
 
     let ring = step::ring(gpu, replicas)?;
-    let seed = |r: usize| case.seed + ((r as u64) << 40);
+    let seed = |r: usize| case.seed.wrapping_add((r as u64) << 40);
     let number = |slot: usize| 1000 + slot as u32;
     let start = |slot: usize, r: usize| 2 + slot * batch + r % 3;
     let scalars: Vec<Step> = (0..SLOTS_USED * replicas)
