@@ -6,6 +6,7 @@ use std::sync::LazyLock;
 
 use limbeck::gpu::{AdapterChoice, Gpu};
 use limbeck::kernels::adam::Adam;
+use limbeck::kernels::gather::Jitter;
 use limbeck::kernels::head::{Form, Soft};
 use limbeck::kernels::matmul::Choice;
 use limbeck::reference::SoftLoss;
@@ -140,10 +141,18 @@ fn head_holds_on_drawn_cases() {
 #[test]
 fn gather_and_metrics_hold_on_drawn_cases() {
     let shapes = (size(130), size(130), size(300), 1..4_usize, 0.0..=1.0_f64);
-    let flags = (any::<bool>(), any::<bool>(), 1..4_usize);
+    let flags = (any::<bool>(), any::<bool>(), 1..4_usize, 0..3_usize);
     let strategy = (shapes, flags, padding(), data(), any::<u64>()).prop_map(
-        |((batch, features, items, replicas, share), (one_order, bytes, chunks), padding, data, seed)| {
+        |(
+            (batch, features, items, replicas, share),
+            (one_order, bytes, chunks, reach),
+            padding,
+            data,
+            seed,
+        )| {
             let rows = (batch as f64 * share) as usize;
+            let height = if features % 2 == 0 { 2 } else { 1 };
+            let image = Jitter { height, width: features / height, channels: 1, reach };
             Case::Gather(gather::Case {
                 batch,
                 rows,
@@ -153,6 +162,7 @@ fn gather_and_metrics_hold_on_drawn_cases() {
                 one_order,
                 bytes,
                 chunks,
+                jitter: (reach > 0).then_some(image),
                 padding,
                 data,
                 seed,

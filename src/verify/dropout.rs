@@ -75,7 +75,7 @@ pub fn check(gpu: &Gpu, case: &Case) -> Result<Verdict> {
     let (begun, before) = tensor("y", replicas)?;
     let y = if add { begun } else { Zone::output(gpu, "y", [replicas, batch, width], padding)? };
     let ring = step::ring(gpu, replicas)?;
-    let seed = |r: usize| case.seed + ((r as u64) << 40);
+    let seed = |r: usize| case.seed.wrapping_add((r as u64) << 40);
     let number = |slot: usize| 1000 + slot as u32;
     let scalars: Vec<Step> = (0..(SLOT + 1) * replicas)
         .map(|i| Step { step: number(i / replicas), seed: rng::key32(seed(i % replicas)), ..Step::default() })

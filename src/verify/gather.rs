@@ -101,7 +101,7 @@ pub fn check(gpu: &Gpu, case: &Case) -> Result<Verdict> {
     }
 
     let ring = step::ring(gpu, replicas)?;
-    let seed = |r: usize| case.seed + ((r as u64) << 40);
+    let seed = |r: usize| case.seed.wrapping_add((r as u64) << 40);
     let number = |slot: usize| 1000 + slot as u32;
     let start = |slot: usize, r: usize| 2 + slot * batch + r % 3;
     let scalars: Vec<Step> = (0..SLOTS_USED * replicas)
