@@ -22,6 +22,7 @@ fn recipe(optimizer: Optimizer, clip: Option<f64>, accumulate: usize) -> Recipe 
         log_every: 3,
         guard: Guard { clip, skip: false },
         features: Vec::new(),
+        regularize: Default::default(),
     }
 }
 
