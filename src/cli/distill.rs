@@ -73,7 +73,6 @@ impl Args {
     pub fn check(&self) -> Result<()> {
         self.recipe()?;
         self.keep.settings()?;
-        self.guard.guard()?;
         self.teacher.check(&self.loss(true)?)
     }
 
@@ -83,7 +82,10 @@ impl Args {
 
     fn recipe(&self) -> Result<Recipe> {
         let usual = self.loss.optimizer().unwrap_or(OptimizerName::Adam);
-        self.training.recipe_with(usual, self.output.log_every)
+        let recipe = self.training.recipe_with(usual, self.output.log_every)?;
+        let recipe = Recipe { guard: self.guard.guard()?, features: self.loss.features(), ..recipe };
+        recipe.check()?;
+        Ok(recipe)
     }
 
     fn loss(&self, quiet: bool) -> Result<Loss> {
@@ -107,7 +109,7 @@ struct Prepared {
 
 fn prepare(args: &Args) -> Result<Prepared> {
     args.check()?;
-    let recipe = Recipe { guard: args.guard.guard()?, features: args.loss.features(), ..args.recipe()? };
+    let recipe = args.recipe()?;
     let loss = args.loss(args.json())?;
     let schedules = args.loss.schedules(args.training.schedules());
     let classes = args.classes();

@@ -6,9 +6,10 @@ use std::ops::Range;
 use crate::distill::features::{Features, Pull};
 use crate::distill::feed::Feed;
 pub use crate::distill::loss::Loss;
+pub use crate::distill::micro::Micro;
 use crate::distill::regularize::Regularize;
 pub use crate::distill::teacher::Teacher;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::gpu::plan::{Part, SLOTS, Traced};
 use crate::gpu::readback::Flights;
 use crate::gpu::{Gpu, Plan, Program, Tensor};
@@ -138,46 +139,6 @@ pub struct Step {
     beside: Vec<Feed<'static>>,
 }
 
-/// The micro-batches of a step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Micro {
-    /// Rows in one, at most.
-    pub rows: usize,
-    /// How many make a step.
-    pub count: usize,
-}
-
-impl Micro {
-    /// Of a step's rows those of micro-batch `i`: how many lie before it and how many are in it.
-    fn part(self, i: usize, rows: u32) -> [u32; 2] {
-        let before = ((i * self.rows) as u32).min(rows);
-        [before, (rows - before).min(self.rows as u32)]
-    }
-
-    /// The scalars of each micro-batch of a step with these: as many rows as it has of the step's, and the
-    /// weights times its share of them. The head divides by the micro-batch's rows, so what adds up is the
-    /// mean over the step.
-    fn scalars(self, whole: &step::Step) -> impl Iterator<Item = step::Step> {
-        (0..self.count).map(move |i| {
-            let [before, rows] = self.part(i, whole.rows);
-            let share = |weight: f32| match rows == whole.rows {
-                true => weight,
-                false => (f64::from(weight) * f64::from(rows) / f64::from(whole.rows)) as f32,
-            };
-            // What is drawn on the device goes by step and row: the rows of two micro-batches share no draw.
-            let step = (whole.step - 1).wrapping_mul(self.count as u32).wrapping_add(i as u32 + 1);
-            step::Step {
-                step,
-                row_start: whole.row_start + before,
-                rows,
-                hard_weight: share(whole.hard_weight),
-                soft_weight: share(whole.soft_weight),
-                ..*whole
-            }
-        })
-    }
-}
-
 impl Step {
     /// Records the step for the given students, whose losses are of one kind.
     ///
@@ -198,10 +159,7 @@ impl Step {
     ) -> Result<Self> {
         regularize.check()?;
         let (batch, several) = (micro.rows, micro.count > 1);
-        if several && !pull.features.is_empty() {
-            return Err(Error::usage("gradient accumulation", "no loss on hidden layers", "one or more")
-                .with_hint("they compare the rows of a whole batch"));
-        }
+        micro.check(pull.features)?;
         let student = Mlp::upload(gpu, "student", students)?;
         let gradient = Mlp::zeros(gpu, "d_student", students.len(), &student.sizes, student.activation)?;
         let ring = step::ring(gpu, students.len())?;

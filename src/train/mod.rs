@@ -78,14 +78,14 @@ pub struct Recipe {
 
 impl Recipe {
     /// # Errors
-    /// [`Error::Usage`] where the batch does not part into micro-batches.
+    /// [`Error::Usage`] where the batch does not part into micro-batches; as [`Micro::check`].
     pub fn check(&self) -> Result<()> {
         let Self { batch, accumulate, .. } = *self;
         if batch == 0 {
             return Err(Error::usage("batch size", "at least 1", "0"));
         }
         if (1..=SLOTS as usize).contains(&accumulate) && batch.is_multiple_of(accumulate) {
-            return Ok(());
+            return Micro { rows: batch / accumulate, count: accumulate }.check(&self.features);
         }
         let expected = format!("from 1 to {SLOTS}, in which the batch of {batch} parts");
         Err(Error::usage("gradient accumulation", expected, accumulate.to_string()))

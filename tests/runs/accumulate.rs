@@ -186,6 +186,12 @@ fn an_accumulating_run_resumes_to_the_same_bits() {
     let bench = Bench::new();
     let said = fails(&mut bench.train("odd", &["--steps", "60", "--accumulate", "5"]), 2);
     assert!(said.contains("accumul") && said.contains("64"), "{said}");
+    // Before any teacher is read.
+    let given: Vec<_> = bench.train("none", &[]).get_args().skip(1).map(std::ffi::OsStr::to_owned).collect();
+    let mut distill = crate::bench::limbeck();
+    distill.arg("distill").args(given).args(["--teacher", "none", "--hint", "1:1", "--accumulate", "4"]);
+    let said = fails(&mut distill, 2);
+    assert!(said.contains("accumul") && said.contains("--hint"), "{said}");
     let fixed = ["--steps", "60", "--log-every", "20", "--accumulate", "4"];
     succeeds(&mut bench.train("whole", &fixed));
     succeeds(bench.train("parts", &fixed).args(["--max-steps", "31"]));
