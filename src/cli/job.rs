@@ -119,6 +119,8 @@ pub struct Outcome {
     seconds: f64,
     rows_per_second: f64,
     validation: Option<Evaluation>,
+    /// What the weights were chosen by.
+    chosen_by: &'static str,
     /// On the test rows, which nothing was chosen by; evaluated once, at the end.
     test: Option<Evaluation>,
     /// More of the same: calibration, classes, confusion.
@@ -237,6 +239,14 @@ impl Job<'_> {
             best_step,
             seconds,
             rows_per_second: trained / seconds,
+            chosen_by: match validation {
+                Some(_) => {
+                    "the validation rows: fewest errors, then the smallest NLL; the test rows were seen once, after that"
+                }
+                None => {
+                    "nothing: the weights are those of the last step; the test rows were seen once, after it"
+                }
+            },
             validation,
             test,
             quality,
