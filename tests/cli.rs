@@ -183,7 +183,7 @@ fn train_distill_eval() {
     assert!(seen["quality"]["ece"].is_number() && seen["teacher"]["kl_reference_model"].is_number());
     assert_eq!((&seen["quality"], &seen["teacher"]), (&result["quality"], &result["beside_teacher"]));
     let chosen = result["chosen_by"].as_str().expect("what chose the weights");
-    assert!(chosen.contains("last step") && chosen.contains("test rows were seen once"), "{chosen}");
+    assert!(chosen.contains("validation rows") && chosen.contains("test rows were seen once"), "{chosen}");
     assert_eq!(seen["weights_sha256"], result["weights_sha256"]);
 
     let bytes = fs::read(bench.path("student/student.safetensors")).expect("the student");
