@@ -46,6 +46,7 @@ pub(crate) fn dispatch(variant: &Variant) -> Option<Dispatch<'_>> {
     let b = random.values(b_sets * b_rows * b_cols, 1.0);
     let (before, bias) = (random.values(REPLICAS * M * N, 1.0), random.values(REPLICAS * N, 1.0));
     let saved = random.values(REPLICAS * M * N, 1.0);
+    let sums_before = random.values(REPLICAS * M, 1.0);
     let k_chunk = K.div_ceil(parts).next_multiple_of(4);
 
     let grid = match reduce {
@@ -91,7 +92,13 @@ pub(crate) fn dispatch(variant: &Variant) -> Option<Dispatch<'_>> {
                     false => poisoned(parts * REPLICAS * M * c_stride),
                 },
             ),
-            ("extra", poisoned(parts * REPLICAS * M * c_stride)),
+            (
+                "extra",
+                match flag("ACCUMULATE") && flag("ROW_SUMS") {
+                    true => rows(&sums_before, M, m_stride),
+                    false => poisoned(parts * REPLICAS * M * c_stride),
+                },
+            ),
         ],
         expected: Vec::new(),
     };
@@ -100,7 +107,7 @@ pub(crate) fn dispatch(variant: &Variant) -> Option<Dispatch<'_>> {
         Matrix::from_f32(rows, cols, &all[i * rows * cols..][..rows * cols])
     };
     for (s, r) in (0..parts).flat_map(|s| (0..REPLICAS).map(move |r| (s, r))) {
-        let (mut z, mut n, sums, sums_n);
+        let (mut z, mut n, mut sums, mut sums_n);
         if reduce {
             // Row s of it: what split s made, all of it in a row.
             let stacked = |all: &[f32], len: usize| {
@@ -120,6 +127,7 @@ pub(crate) fn dispatch(variant: &Variant) -> Option<Dispatch<'_>> {
         }
         if flag("ACCUMULATE") {
             (z, n) = (z.plus(&part(&before, r, M, N)), n + 1);
+            (sums, sums_n) = (sums.plus(&part(&sums_before, r, 1, M)), sums_n + 1);
         }
         if flag("BIAS") {
             (z, n) = (z.plus_bias(&part(&bias, r, 1, N).data), n + 1);
