@@ -73,7 +73,7 @@ fn steps(gpu: &Gpu, criterion: &mut Criterion) {
         group.throughput(Throughput::Elements(pair.replicas as u64));
         let mut bench = or_exit(step::Bench::new(gpu, *pair));
         let once = or_exit(bench.train(0.2, 4));
-        let per_submission = (0.05 / once).ceil().clamp(1.0, f64::from(limbeck::gpu::plan::SLOTS)) as u32;
+        let per_submission = (0.05 / once).ceil().clamp(1.0, f64::from(limbeck::gpu::program::SLOTS)) as u32;
         sample(&mut group, pair.name, || or_exit(bench.train(0.5, per_submission)));
     }
     group.finish();

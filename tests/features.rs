@@ -173,6 +173,20 @@ fn expected(
     (student, seen)
 }
 
+fn recipe(steps: u64, features: Vec<Feature>, regularize: Regularize) -> Recipe {
+    Recipe {
+        batch: BATCH,
+        accumulate: 1,
+        length: Length::Steps(steps),
+        optimizer: Optimizer::Sgd { momentum: 0.5, nesterov: false, weight_decay: 0.0 },
+        shuffle: false,
+        log_every: 1,
+        guard: Guard::default(),
+        features,
+        regularize,
+    }
+}
+
 /// One order for all, or seeds of their own.
 fn seed(regularize: Regularize, replica: usize) -> u64 {
     if regularize == NONE { 0 } else { 3 + ((replica as u64) << 33) }
@@ -183,17 +197,7 @@ fn hold(what: &str, activation: Activation, losses: &[Feature], regularize: Regu
     let set = set();
     let teacher = weights(&[12, 9, 8, 5], Activation::Tanh, 99);
     let starts: Vec<Weights> = (0..replicas).map(|seed| weights(&[12, 6, 10, 5], activation, seed)).collect();
-    let recipe = Recipe {
-        batch: BATCH,
-        accumulate: 1,
-        length: Length::Steps(STEPS as u64),
-        optimizer: Optimizer::Sgd { momentum: 0.5, nesterov: false, weight_decay: 0.0 },
-        shuffle: false,
-        log_every: 1,
-        guard: Guard::default(),
-        features: losses.to_vec(),
-        regularize,
-    };
+    let recipe = recipe(STEPS as u64, losses.to_vec(), regularize);
     let replica = |(r, student): (usize, &Weights)| Replica {
         seed: seed(regularize, r),
         lr: LR,
@@ -309,17 +313,7 @@ fn rows_that_are_no_images_and_logits_of_others_are_refused() {
     }
     let gpu = Gpu::open(&AdapterChoice::default()).expect("a device");
     let set = set();
-    let recipe = Recipe {
-        batch: BATCH,
-        accumulate: 1,
-        length: Length::Steps(1),
-        optimizer: Optimizer::Sgd { momentum: 0.0, nesterov: false, weight_decay: 0.0 },
-        shuffle: false,
-        log_every: 1,
-        guard: Guard::default(),
-        features: Vec::new(),
-        regularize: Regularize { jitter: 1, ..NONE },
-    };
+    let recipe = recipe(1, Vec::new(), Regularize { jitter: 1, ..NONE });
     let replica = Replica {
         seed: 0,
         lr: LR,
@@ -340,17 +334,7 @@ fn layers_that_there_are_not_and_teachers_that_show_none_are_refused() {
     let gpu = Gpu::open(&AdapterChoice::default()).expect("a device");
     let set = set();
     let run = |teacher: &Teacher, student, layer, weight| {
-        let recipe = Recipe {
-            batch: BATCH,
-            accumulate: 1,
-            length: Length::Steps(1),
-            optimizer: Optimizer::Sgd { momentum: 0.0, nesterov: false, weight_decay: 0.0 },
-            shuffle: false,
-            log_every: 1,
-            guard: Guard::default(),
-            features: vec![Feature { kind: Kind::Hint, student, teacher: layer, weight }],
-            regularize: NONE,
-        };
+        let recipe = recipe(1, vec![Feature { kind: Kind::Hint, student, teacher: layer, weight }], NONE);
         let replica = Replica {
             seed: 0,
             lr: LR,

@@ -4,7 +4,7 @@
 use limbeck::data::{self, Dataset, Elements};
 use limbeck::distill::infer::Inference;
 use limbeck::distill::{Feed, Guard, Loss, Micro, Optimizer, Step, Teacher};
-use limbeck::gpu::plan::Traced;
+use limbeck::gpu::program::Traced;
 use limbeck::gpu::{AdapterChoice, Gpu};
 use limbeck::kernels::adam::Adam;
 use limbeck::kernels::head::Soft;

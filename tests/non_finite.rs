@@ -1,6 +1,6 @@
 //! A NaN or an infinity in an input reaches the outputs and the head's flag: none is swallowed.
 
-use limbeck::gpu::plan::SLOTS;
+use limbeck::gpu::program::SLOTS;
 use limbeck::gpu::{AdapterChoice, Gpu, Plan, Tensor};
 use limbeck::kernels::adam::{self, Adam};
 use limbeck::kernels::gather::{self, Source};

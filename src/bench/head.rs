@@ -2,7 +2,7 @@
 
 use crate::bench::{Record, hold, peak::Peak, time, values};
 use crate::error::Result;
-use crate::gpu::plan::SLOTS;
+use crate::gpu::program::SLOTS;
 use crate::gpu::{Gpu, Plan, Tensor};
 use crate::kernels::head::{self, Form, Head, Soft, Teacher};
 use crate::kernels::{metrics, step};

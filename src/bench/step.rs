@@ -8,7 +8,7 @@ use crate::distill::Feed;
 use crate::distill::step::{Guard, Loss, Micro, Optimizer, Step, Teacher};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
-use crate::gpu::plan::SLOTS;
+use crate::gpu::program::SLOTS;
 use crate::gpu::readback::Flights;
 use crate::kernels::adam::Adam;
 use crate::kernels::matmul::Activation;

@@ -12,7 +12,8 @@ use crate::cli::teachers::ForeignArgs;
 use crate::data::{Dataset, UNLABELLED};
 use crate::error::{Error, Result};
 use crate::mlp::repair::Repair;
-use crate::reference::{Matrix, metrics};
+use crate::reference::Matrix;
+use crate::report::quality::{ClassQuality, Quality};
 use crate::report::table::render;
 
 /// Repairs the output biases of a network that learned without some classes, or with too few of them:
@@ -66,15 +67,6 @@ enum Prior {
     Uniform,
 }
 
-/// Errors and recall, where there are labels.
-#[derive(serde::Serialize)]
-struct Seen {
-    rows: usize,
-    errors: usize,
-    /// Of each class; null without rows.
-    recall: Vec<Option<f64>>,
-}
-
 pub fn run(args: &Args) -> Result<()> {
     refuse_existing("--out", &args.out, args.force)?;
     let mut model = args.foreign.load(&args.model)?;
@@ -106,12 +98,19 @@ pub fn run(args: &Args) -> Result<()> {
 
     let gpu = args.device.open(args.json)?;
     let z = outputs(&gpu, &args.data, &args.model, &model, &rows)?;
+    let before = seen(&z, &rows)?;
     let repair = match (args.add.is_empty(), args.prior) {
         (false, _) => Repair::by(&z, added),
-        (true, Prior::Labels) => Repair::to_prior(&z, &chosen, &shares(&rows, k)?)?,
+        (true, Prior::Labels) => {
+            let known = before.as_ref().ok_or_else(|| {
+                Error::usage("--prior labels", "rows with labels", "none").with_hint("try --prior uniform")
+            })?;
+            let share = |c: &ClassQuality| c.rows as f64 / known.rows as f64;
+            Repair::to_prior(&z, &chosen, &known.classes.iter().map(share).collect::<Vec<_>>())?
+        }
         (true, Prior::Uniform) => Repair::to_prior(&z, &chosen, &vec![1.0 / k as f64; k])?,
     };
-    let seen = [seen(&z, &rows), seen(&repair.apply(&z), &rows)];
+    let seen = [before, seen(&repair.apply(&z), &rows)?];
     if let Some(last) = model.weights.layers.last_mut() {
         last.bias.iter_mut().zip(&repair.offsets).for_each(|(b, add)| *b = (f64::from(*b) + add) as f32);
     }
@@ -134,9 +133,10 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-fn print(args: &Args, repair: &Repair, seen: &[Option<Seen>; 2], name: impl Fn(usize) -> String) {
+fn print(args: &Args, repair: &Repair, seen: &[Option<Quality>; 2], name: impl Fn(usize) -> String) {
     let percent = |x: f64| format!("{:.2} %", 100.0 * x);
-    let recall = |seen: &Option<Seen>, c: usize| seen.as_ref().and_then(|s| s.recall[c]).map(percent);
+    let recall =
+        |seen: &Option<Quality>, c: usize| seen.as_ref().and_then(|s| s.classes[c].recall).map(percent);
     let changed = (0..repair.offsets.len()).filter(|c| repair.offsets[*c].abs() > 0.0);
     let line = |c: usize| {
         vec![
@@ -164,30 +164,8 @@ fn print(args: &Args, repair: &Repair, seen: &[Option<Seen>; 2], name: impl Fn(u
     println!("{}", args.out.display());
 }
 
-/// Each class's share of the labels.
-fn shares(rows: &Dataset, k: usize) -> Result<Vec<f64>> {
-    let mut counts = vec![0.0; k];
-    let labels = rows.labels.iter().flatten().filter(|l| **l != UNLABELLED);
-    labels.for_each(|l| counts[*l as usize] += 1.0);
-    let total: f64 = counts.iter().sum();
-    match total > 0.0 {
-        true => Ok(counts.into_iter().map(|c| c / total).collect()),
-        false => {
-            Err(Error::usage("--prior labels", "rows with labels", "none").with_hint("try --prior uniform"))
-        }
-    }
-}
-
-fn seen(z: &Matrix, rows: &Dataset) -> Option<Seen> {
-    let labels = rows.labels.as_ref()?;
-    let known: Vec<usize> = (0..labels.len()).filter(|i| labels[*i] != UNLABELLED).collect();
-    let wanted: Vec<usize> = known.iter().map(|i| labels[*i] as usize).collect();
-    let z = z.gather(&known);
-    let of_class = |c: usize| -> Option<f64> {
-        let own: Vec<usize> = (0..wanted.len()).filter(|i| wanted[*i] == c).collect();
-        let wrong = metrics::errors(&z.gather(&own), &vec![c; own.len()]);
-        (!own.is_empty()).then(|| 1.0 - wrong as f64 / own.len() as f64)
-    };
-    let recall = (0..z.cols).map(of_class).collect();
-    (!known.is_empty()).then(|| Seen { rows: known.len(), errors: metrics::errors(&z, &wanted), recall })
+/// What the labels say of the logits, where there are labels.
+fn seen(z: &Matrix, rows: &Dataset) -> Result<Option<Quality>> {
+    let labels = rows.labels.as_ref().filter(|labels| labels.iter().any(|l| *l != UNLABELLED));
+    labels.map(|labels| Quality::of(z, labels, rows.class_names.as_deref())).transpose()
 }

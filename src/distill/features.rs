@@ -2,7 +2,7 @@
 
 use crate::distill::step::{Optimizer, record_update};
 use crate::error::{Error, Result};
-use crate::gpu::plan::SLOTS;
+use crate::gpu::program::SLOTS;
 use crate::gpu::{Plan, Tensor};
 use crate::kernels::feature::{self, Kind};
 use crate::kernels::head::Soft;

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use crate::data::{Dataset, Elements, Normalisation, UNLABELLED};
 use crate::error::{Error, Result};
-use crate::gpu::plan::SLOTS;
+use crate::gpu::program::SLOTS;
 use crate::gpu::{Gpu, Plan, Tensor};
 use crate::kernels::gather::{self, Jitter, Source};
 

@@ -10,7 +10,7 @@ pub use crate::distill::micro::Micro;
 use crate::distill::regularize::Regularize;
 pub use crate::distill::teacher::Teacher;
 use crate::error::Result;
-use crate::gpu::plan::{Part, SLOTS, Traced};
+use crate::gpu::program::{Part, SLOTS, Traced};
 use crate::gpu::readback::Flights;
 use crate::gpu::{Gpu, Plan, Program, Tensor};
 use crate::kernels::head::{self, Head};

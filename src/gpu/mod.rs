@@ -8,11 +8,13 @@ pub mod environment;
 pub mod pipeline;
 pub mod plan;
 pub mod profile;
+pub mod program;
 pub mod readback;
 pub mod surroundings;
 pub mod tensor;
 
 pub use device::{AdapterChoice, Gpu};
 pub use pipeline::{Constant, Kernel};
-pub use plan::{Call, Plan, Program};
+pub use plan::{Call, Plan};
+pub use program::Program;
 pub use tensor::Tensor;

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use crate::error::{Error, Result};
 use crate::gpu::device::Gpu;
-use crate::gpu::plan::Part;
+use crate::gpu::program::Part;
 use crate::gpu::tensor::{Tensor, staging};
 
 /// Submissions that may be under way at once. One runs, one waits behind it so that the device

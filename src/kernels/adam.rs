@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::gpu::pipeline::{Constant, Constants};
-use crate::gpu::plan::Work;
+use crate::gpu::program::Work;
 use crate::gpu::{Call, Kernel, Plan, Tensor};
 use crate::kernels::sgd::{FLAGS, fold};
 

@@ -2,7 +2,7 @@
 //! preserving, `L = |G(a) - G(b)|^2 / B^2`.
 
 use crate::error::Result;
-use crate::gpu::plan::Work;
+use crate::gpu::program::Work;
 use crate::gpu::{Call, Kernel, Plan, Tensor};
 use crate::kernels::metrics::WIDTH;
 

@@ -3,7 +3,7 @@
 
 use crate::error::{Error, Result};
 use crate::gpu::pipeline::{Constant, Constants};
-use crate::gpu::plan::Work;
+use crate::gpu::program::Work;
 use crate::gpu::{Call, Gpu, Kernel, Plan, Tensor};
 use crate::kernels::metrics::WIDTH;
 use crate::reference::SoftLoss;

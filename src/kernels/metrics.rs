@@ -2,7 +2,7 @@
 //! of a submission.
 
 use crate::error::Result;
-use crate::gpu::plan::{SLOTS, Work};
+use crate::gpu::program::{SLOTS, Work};
 use crate::gpu::{Call, Kernel, Plan, Tensor};
 
 /// Numbers per sample and per step: hard loss, soft loss, correct, agreement; non-finite flag,

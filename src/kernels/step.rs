@@ -4,7 +4,7 @@
 //! the slot that the plan hands it.
 
 use crate::error::Result;
-use crate::gpu::plan::SLOTS;
+use crate::gpu::program::SLOTS;
 use crate::gpu::{Gpu, Tensor};
 
 params! {

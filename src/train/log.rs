@@ -139,7 +139,8 @@ impl Run<'_> {
             for replica in 0..self.replicas.len() {
                 let tally = self.step.tally(raw, slot as usize, replica, rows);
                 let finite = tally.non_finite <= 0.0 && !tally.held;
-                if !finite && !self.recipe.guard.skip {
+                // What was not held has moved the weights: a loss can overflow where its gradient does not.
+                if !(finite || self.recipe.guard.skip && tally.held) {
                     self.fault = Some(step + 1);
                     return Err(not_finite(step + 1, replica, &tally));
                 }

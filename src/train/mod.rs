@@ -35,7 +35,7 @@ use crate::distill::step::{Guard, Loss, Micro, Optimizer, Step, Teacher};
 use crate::distill::{Feed, infer};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
-use crate::gpu::plan::SLOTS;
+use crate::gpu::program::SLOTS;
 use crate::gpu::readback::Flights;
 use crate::kernels::step;
 use crate::mlp::Mlp;

@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::gpu::device::Gpu;
-use crate::gpu::plan::SLOTS;
+use crate::gpu::program::SLOTS;
 use crate::kernels::head::{self, Form, Head, Soft, Teacher, UNLABELLED};
 use crate::kernels::metrics::WIDTH;
 use crate::kernels::step::{self, Step};

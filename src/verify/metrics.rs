@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::gpu::device::Gpu;
-use crate::gpu::plan::SLOTS;
+use crate::gpu::program::SLOTS;
 use crate::kernels::metrics::{self, WIDTH};
 use crate::reference::Matrix;
 use crate::reference::linalg::column_sums;

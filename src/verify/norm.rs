@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::gpu::device::Gpu;
-use crate::gpu::plan::SLOTS;
+use crate::gpu::program::SLOTS;
 use crate::kernels::norm;
 use crate::reference::optimizer::clipped;
 use crate::reference::{Bounded, Rounded};

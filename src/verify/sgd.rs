@@ -3,7 +3,7 @@
 use crate::error::Result;
 use crate::gpu::Tensor;
 use crate::gpu::device::Gpu;
-use crate::gpu::plan::SLOTS;
+use crate::gpu::program::SLOTS;
 use crate::kernels::step::{self, Step};
 use crate::kernels::{norm, sgd};
 use crate::reference::{Bounded, Convention, Matrix, Rule};

@@ -3,7 +3,7 @@
 use super::family::{self, Variant};
 use super::{Epilogue, Flags, Params, pieces};
 use crate::error::Result;
-use crate::gpu::plan::Work;
+use crate::gpu::program::Work;
 use crate::gpu::{Call, Plan, Tensor};
 
 /// One product to be recorded, checked.
