@@ -43,6 +43,3 @@ macro_rules! kernels {
 kernels!(gather, dropout, matmul, ensemble, head, feature, metrics, norm, sgd, adam, max_norm, peak);
 
 pub mod step;
-
-#[cfg(test)]
-pub(crate) mod tests;

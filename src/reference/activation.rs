@@ -92,15 +92,6 @@ impl Activation {
         let y: Vec<Rounded> = z_rounded.iter().map(|z| self.forward_rounded(*z)).collect();
         Bounded::from_rounded(z.value.rows, z.value.cols, &y)
     }
-
-    /// d_Z = d_Y * f'(Z); n = 1.
-    pub fn backward_matrix(self, d_y: &Matrix, z: &Matrix) -> Bounded {
-        assert_eq!((d_y.rows, d_y.cols), (z.rows, z.cols));
-        let product =
-            |(d_y, z): (&f64, &f64)| Rounded::exact(*d_y) * self.derivative_rounded(Rounded::exact(*z));
-        let d_z: Vec<Rounded> = d_y.data.iter().zip(&z.data).map(product).collect();
-        Bounded::from_rounded(z.rows, z.cols, &d_z)
-    }
 }
 
 fn sqrt_2_over_pi() -> Rounded {

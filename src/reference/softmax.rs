@@ -42,17 +42,9 @@ pub fn log_add_exp(a: Rounded, b: Rounded) -> Rounded {
 
 /// Row by row softmax(z / T) of [B, K]; n = 1.
 pub fn softmax_rows(z: &Matrix, temperature: f64) -> Bounded {
-    rows(z, |row| softmax(row, Rounded::parameter(temperature)))
-}
-
-/// Row by row log softmax(z / T) of [B, K]; n = 1.
-pub fn log_softmax_rows(z: &Matrix, temperature: f64) -> Bounded {
-    rows(z, |row| log_softmax(row, Rounded::parameter(temperature)))
-}
-
-fn rows(z: &Matrix, f: impl Fn(&[Rounded]) -> Vec<Rounded>) -> Bounded {
     let exact = Bounded::exact(z.clone()).to_rounded(1);
-    let out: Vec<Rounded> = exact.chunks(z.cols).flat_map(f).collect();
+    let t = Rounded::parameter(temperature);
+    let out: Vec<Rounded> = exact.chunks(z.cols).flat_map(|row| softmax(row, t)).collect();
     Bounded::from_rounded(z.rows, z.cols, &out)
 }
 
