@@ -23,7 +23,10 @@ impl Bench {
         let mut command = limbeck();
         let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/optdigits");
         command.arg("train").arg("--data").arg(data).arg("--out").arg(self.path(out));
-        command.args(["--layers", "64,16,10", "--batch-size", "64", "--validation", "0.2"]).args(more);
+        if !more.contains(&"--layers") {
+            command.args(["--layers", "64,16,10"]);
+        }
+        command.args(["--batch-size", "64", "--validation", "0.2"]).args(more);
         command
     }
 
