@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use crate::cli::cohort::{Cohort, Trained, logits_of_each};
 use crate::cli::common::DeviceArgs;
 use crate::cli::job::{Evaluation, evaluate};
 use crate::data::{self, Dataset, UNLABELLED, split};
@@ -14,11 +15,10 @@ use crate::kernels::matmul::Activation;
 use crate::mlp::Mlp;
 use crate::mlp::weights::{Initializer, Weights};
 use crate::reference::Matrix;
-use crate::report::progress::Progress;
 use crate::report::stats::Estimate;
 use crate::report::table;
 use crate::train::schedule::Schedules;
-use crate::train::{Length, Recipe, Replica, Rows, Run};
+use crate::train::{Length, Recipe, Replica, Rows};
 
 /// Trains a teacher on all labels of the embedded optdigits set, then the same small student three
 /// ways over several seeds: on a few labels, on those labels plus the teacher's soft targets over
@@ -74,7 +74,7 @@ pub fn run(args: &Args) -> Result<()> {
     let stage = Stage { gpu: &gpu, train, args };
 
     let teacher_start = vec![Weights::init(&TEACHER, Activation::Relu, Initializer::He, 0)?];
-    let (teacher_run, teacher_seconds) = stage.run(
+    let taught = stage.run(
         "teacher, all labels",
         Rows::default(),
         &Teacher::None,
@@ -82,7 +82,7 @@ pub fn run(args: &Args) -> Result<()> {
         TEACHER_STEPS,
         &teacher_start,
     )?;
-    let teacher = teacher_run.students().clone();
+    let teacher = taught.students;
 
     let starts = (0..args.seeds)
         .map(|seed| Weights::init(&STUDENT, Activation::Relu, Initializer::He, seed))
@@ -120,8 +120,7 @@ pub fn run(args: &Args) -> Result<()> {
     ];
     let mut trained = Vec::new();
     for (name, seen, rows, source, loss) in ways {
-        let (run, seconds) = stage.run(name, rows, source, loss, STUDENT_STEPS, &starts)?;
-        trained.push((name, seen, run, seconds));
+        trained.push((name, seen, stage.run(name, rows, source, loss, STUDENT_STEPS, &starts)?));
     }
 
     // Everything is trained and nothing is chosen any more: now the test rows, once.
@@ -131,12 +130,12 @@ pub fn run(args: &Args) -> Result<()> {
         labels.len(),
         &teacher_start[0],
         TEACHER_STEPS,
-        teacher_seconds,
+        taught.seconds,
         &v.1,
     )];
-    for (name, seen, run, seconds) in &trained {
-        let (_, seen_by_seed) = judge(&gpu, run.students(), test, v.0.first())?;
-        entries.push(stage.entry(name, *seen, &starts[0], STUDENT_STEPS, *seconds, &seen_by_seed));
+    for (name, seen, students) in &trained {
+        let (_, seen_by_seed) = judge(&gpu, &students.students, test, v.0.first())?;
+        entries.push(stage.entry(name, *seen, &starts[0], STUDENT_STEPS, students.seconds, &seen_by_seed));
     }
     let mean = |i: usize| entries[i].test_errors.mean;
     let closed = (mean(1) - mean(2)) / (mean(1) - mean(0));
@@ -149,7 +148,7 @@ struct Stage<'a> {
     args: &'a Args,
 }
 
-impl<'a> Stage<'a> {
+impl Stage<'_> {
     fn steps(&self, full: u64) -> u64 {
         if self.args.quick { full / 10 } else { full }
     }
@@ -162,8 +161,7 @@ impl<'a> Stage<'a> {
         loss: Loss,
         steps: u64,
         starts: &[Weights],
-    ) -> Result<(Run<'a>, f64)> {
-        let began = Instant::now();
+    ) -> Result<Trained> {
         let recipe = Recipe {
             batch: BATCH,
             accumulate: 1,
@@ -182,16 +180,8 @@ impl<'a> Stage<'a> {
             schedules: Schedules::default(),
             student: start.clone(),
         });
-        let mut run = Run::new(self.gpu, self.train, rows, teacher, recipe, replicas.collect())?;
-        let mut progress = Progress::new(title, run.steps, self.args.json);
-        run.advance(run.steps, |row| {
-            if row.replica == 0 {
-                progress.at(row.step, row.steps, row.left, &format!("loss {:.4}", row.loss));
-            }
-            Ok(())
-        })?;
-        progress.finish();
-        Ok((run, began.elapsed().as_secs_f64()))
+        let cohort = Cohort { gpu: self.gpu, train: self.train, quiet: self.args.json };
+        cohort.train(title, rows, teacher, recipe, replicas.collect())
     }
 
     fn entry(
@@ -225,8 +215,7 @@ fn judge(
     rows: &Dataset,
     teacher: Option<&Matrix>,
 ) -> Result<(Vec<Matrix>, Vec<Evaluation>)> {
-    let all = Inference::record(gpu, network, rows, rows.rows())?.logits_blocking(gpu)?;
-    let logits: Vec<_> = all.iter().map(|z| Matrix::from_f32(rows.rows(), rows.classes, z)).collect();
+    let logits = logits_of_each(gpu, network, rows)?;
     let seen = logits.iter().map(|z| evaluate(z, rows, teacher)).collect::<Result<_>>()?;
     Ok((logits, seen))
 }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::cli::cohort::EVAL_BATCH;
 use crate::cli::common::{CallArgs, DeviceArgs, OutputArgs};
 use crate::cli::keep::{KeepArgs, interruptions};
 use crate::cli::options::{self, Resolved};
@@ -23,9 +24,6 @@ use crate::train::run_dir::{self, Begin, Record, RunDir};
 use crate::train::session::{Session, Watcher, retrying};
 use crate::train::stop::{Ending, Score};
 use crate::train::{Recipe, Replica, Row, Rows, Run, Span};
-
-/// Rows per batch in evaluation: large enough to keep a device busy, small enough for any.
-const EVAL_BATCH: usize = 1000;
 
 /// What an evaluation says.
 #[derive(Clone, Debug, serde::Serialize)]

@@ -1,6 +1,7 @@
 //! The command line: one file per subcommand.
 
 mod bench;
+mod cohort;
 mod common;
 mod compare;
 mod config;

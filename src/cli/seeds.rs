@@ -7,25 +7,21 @@
 use std::path::Path;
 use std::time::Instant;
 
+use crate::cli::cohort::{Cohort, Trained, logits_of_each};
 use crate::cli::common::OutputArgs;
 use crate::cli::teachers::{OnDisk, Teachers};
 use crate::data::{Dataset, Split, UNLABELLED};
-use crate::distill::infer::Inference;
 use crate::distill::step::{Loss, Teacher};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::mlp::Mlp;
 use crate::mlp::weights::{Model, Weights, write_atomically};
 use crate::reference::Matrix;
-use crate::report::progress::Progress;
 use crate::report::quality::{Comparison, Quality};
 use crate::report::stats::{Estimate, Paired};
 use crate::report::table::render;
 use crate::train::schedule::{Schedule, Schedules};
-use crate::train::{Length, Recipe, Replica, Rows, Run};
-
-/// Rows per batch in evaluation.
-const EVAL_BATCH: usize = 1000;
+use crate::train::{Length, Recipe, Replica, Rows};
 
 /// The students of all seeds.
 pub struct Seeds<'a> {
@@ -119,7 +115,7 @@ impl Seeds<'_> {
         let folder = self.output.create()?;
 
         let all = Rows { device_memory: self.device_memory, ..Rows::default() };
-        let (students, steps) =
+        let Trained { students, steps, .. } =
             self.train("distilling", all, &self.teacher, (self.loss, self.schedules), self.recipe.length)?;
         self.save(&students, folder, "seed", "student.safetensors")?;
         let scratch = if known.is_empty() {
@@ -129,10 +125,10 @@ impl Seeds<'_> {
             let loss = Loss { smoothing: self.loss.smoothing, ..Loss::HARD };
             // The soft term's own and its balance with the labels have no meaning here.
             let schedules = Schedules { hard_weight: Schedule::default(), ..self.schedules };
-            let (scratch, _) =
+            let scratch =
                 self.train("from scratch", rows, &Teacher::None, (loss, schedules), Length::Steps(steps))?;
-            self.save(&scratch, folder, "scratch", "model.safetensors")?;
-            Some(scratch)
+            self.save(&scratch.students, folder, "scratch", "model.safetensors")?;
+            Some(scratch.students)
         };
 
         // Everything is trained, nothing is chosen any more: now the test rows, once.
@@ -176,7 +172,7 @@ impl Seeds<'_> {
         teacher: &Teacher,
         (loss, schedules): (Loss, Schedules),
         length: Length,
-    ) -> Result<(Mlp, u64)> {
+    ) -> Result<Trained> {
         let replica = |(seed, start): &(u64, Weights)| Replica {
             seed: *seed,
             lr: self.lr,
@@ -186,16 +182,8 @@ impl Seeds<'_> {
         };
         let replicas = self.starts.iter().map(replica).collect();
         let recipe = Recipe { length, ..self.recipe.clone() };
-        let mut run = Run::new(self.gpu, &self.split.train, rows, teacher, recipe, replicas)?;
-        let mut progress = Progress::new(title, run.steps, self.output.call.json);
-        run.advance(run.steps, |row| {
-            if row.replica == 0 {
-                progress.at(row.step, row.steps, row.left, &format!("loss {:.4}", row.loss));
-            }
-            Ok(())
-        })?;
-        progress.finish();
-        Ok((run.students().clone(), run.steps))
+        let cohort = Cohort { gpu: self.gpu, train: &self.split.train, quiet: self.output.call.json };
+        cohort.train(title, rows, teacher, recipe, replicas)
     }
 
     /// `DIR/{kind}-{seed}/{file}`: folders that `compare` takes.
@@ -213,9 +201,7 @@ impl Seeds<'_> {
     }
 
     fn judge(&self, students: &Mlp, rows: &Dataset) -> Result<Judged> {
-        let classes = students.sizes.last().copied().unwrap_or(0);
-        let all = Inference::record(self.gpu, students, rows, EVAL_BATCH)?.logits_blocking(self.gpu)?;
-        let logits: Vec<_> = all.iter().map(|z| Matrix::from_f32(rows.rows(), classes, z)).collect();
+        let logits = logits_of_each(self.gpu, students, rows)?;
         let labels = rows.labels.as_deref().unwrap_or_default();
         let quality = logits.iter().map(|z| Quality::of(z, labels, None)).collect::<Result<_>>()?;
         Ok(Judged { logits, quality })

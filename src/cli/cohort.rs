@@ -1,0 +1,68 @@
+//! Students of one shape trained side by side, and what they say of rows: as `demo`, `distill --seeds`,
+//! `sweep` and `reproduce` share it.
+
+use std::time::Instant;
+
+use crate::data::Dataset;
+use crate::distill::infer::Inference;
+use crate::distill::step::Teacher;
+use crate::error::Result;
+use crate::gpu::Gpu;
+use crate::mlp::Mlp;
+use crate::reference::Matrix;
+use crate::report::progress::Progress;
+use crate::train::{Recipe, Replica, Rows, Run};
+
+/// Rows per batch in evaluation: large enough to keep a device busy, small enough for any.
+pub const EVAL_BATCH: usize = 1000;
+
+/// Where students train, and who watches.
+#[derive(Clone, Copy)]
+pub struct Cohort<'a> {
+    pub gpu: &'a Gpu,
+    pub train: &'a Dataset,
+    /// Print no progress.
+    pub quiet: bool,
+}
+
+/// Students at the end of their run.
+pub struct Trained {
+    pub students: Mlp,
+    pub steps: u64,
+    pub seconds: f64,
+}
+
+impl Cohort<'_> {
+    /// Trains `replicas` to the end of `recipe` under one progress bar, which shows the first one's loss.
+    pub fn train(
+        &self,
+        title: &str,
+        rows: Rows,
+        teacher: &Teacher,
+        recipe: Recipe,
+        replicas: Vec<Replica>,
+    ) -> Result<Trained> {
+        let began = Instant::now();
+        let mut run = Run::new(self.gpu, self.train, rows, teacher, recipe, replicas)?;
+        let mut progress = Progress::new(title, run.steps, self.quiet);
+        run.advance(run.steps, |row| {
+            if row.replica == 0 {
+                progress.at(row.step, row.steps, row.left, &format!("loss {:.4}", row.loss));
+            }
+            Ok(())
+        })?;
+        progress.finish();
+        Ok(Trained {
+            students: run.students().clone(),
+            steps: run.steps,
+            seconds: began.elapsed().as_secs_f64(),
+        })
+    }
+}
+
+/// Logits [rows, classes] of each of `students` over `rows`.
+pub fn logits_of_each(gpu: &Gpu, students: &Mlp, rows: &Dataset) -> Result<Vec<Matrix>> {
+    let classes = students.sizes.last().copied().unwrap_or(0);
+    let all = Inference::record(gpu, students, rows, EVAL_BATCH)?.logits_blocking(gpu)?;
+    Ok(all.iter().map(|z| Matrix::from_f32(rows.rows(), classes, z)).collect())
+}
