@@ -21,6 +21,7 @@ mod predict;
 mod regularize;
 mod repair;
 mod replay;
+mod reproduce;
 mod seeds;
 mod teachers;
 mod train;
@@ -71,6 +72,8 @@ enum Command {
     RepairBias(repair::Args),
     /// Write a teacher's logits once, for any number of students: shards, job arrays, top-k.
     Logits(logits::Args),
+    /// Run what a paper or a page published, and print our numbers beside theirs.
+    Reproduce(reproduce::Args),
     /// Run a network over rows and write logits or probabilities.
     Predict(predict::Args),
     /// Write a network as ONNX, or as safetensors of another type or layout.
@@ -101,6 +104,7 @@ pub fn run() -> Result<()> {
         Command::Compare(args) => compare::run(&args),
         Command::RepairBias(args) => repair::run(&args),
         Command::Logits(args) => logits::run(&args),
+        Command::Reproduce(args) => reproduce::run(&args),
         Command::Predict(args) => predict::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Bench(args) => bench::run(&args),

@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! here        Run: steps
+//! along       runs whose teachers learn too
 //! log         rows of metrics
 //! left        how long the rest takes
 //! state       what changes from step to step, on the host: taken from a run, given back to one
@@ -13,6 +14,7 @@
 //! session     a run in its folder: checkpoints, evaluations, limits, interruptions, resuming
 //! ```
 
+mod along;
 pub mod checkpoint;
 pub mod fault;
 mod left;
@@ -22,6 +24,7 @@ pub mod session;
 pub mod state;
 pub mod stop;
 
+pub use along::along;
 pub use log::{Row, Span};
 
 pub mod schedule;
