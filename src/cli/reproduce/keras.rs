@@ -47,7 +47,7 @@ struct Plan {
 impl Plan {
     fn of(schedule: Schedule) -> Self {
         let page =
-            Self { teacher: &[512, 512], student: &[64, 64], seeds: 5, teacher_epochs: 5, student_epochs: 3 };
+            Self { teacher: &[256, 256], student: &[64, 64], seeds: 5, teacher_epochs: 5, student_epochs: 3 };
         match schedule {
             Schedule::Full => Self { seeds: 10, ..page },
             Schedule::Quick => page,
