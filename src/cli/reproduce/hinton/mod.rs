@@ -91,9 +91,9 @@ impl Plan {
             },
             Schedule::Quick => Self {
                 teacher: [1200, 1200],
-                teacher_epochs: 30,
+                teacher_epochs: 40,
                 student: [800, 800],
-                student_epochs: 20,
+                student_epochs: 16,
                 pair_epochs: 20,
                 widths: vec![width(800, FEW_T, 1, 2), width(300, FEW_T, 1, 4), width(30, ALL_T, 5, 4)],
                 bars: QUICK,
