@@ -30,6 +30,8 @@ pub struct Trained {
     pub students: Mlp,
     pub steps: u64,
     pub seconds: f64,
+    /// The step at which each student's numbers were no longer finite; empty where that ends the run.
+    pub fallen: Vec<Option<u64>>,
 }
 
 impl Cohort<'_> {
@@ -43,10 +45,31 @@ impl Cohort<'_> {
         replicas: Vec<Replica>,
     ) -> Result<Trained> {
         let began = Instant::now();
+        self.finish(title, began, Run::new(self.gpu, self.train, rows, teacher, recipe, replicas)?)
+    }
+
+    /// The same where a student whose numbers are no longer finite falls out and the others go on.
+    pub fn train_on(
+        &self,
+        title: &str,
+        rows: Rows,
+        teacher: &Teacher,
+        recipe: Recipe,
+        replicas: Vec<Replica>,
+    ) -> Result<Trained> {
+        let began = Instant::now();
         let mut run = Run::new(self.gpu, self.train, rows, teacher, recipe, replicas)?;
+        run.let_fall();
+        self.finish(title, began, run)
+    }
+
+    fn finish(&self, title: &str, began: Instant, mut run: Run<'_>) -> Result<Trained> {
         let mut progress = Progress::new(title, run.steps, self.quiet);
+        let mut shown = 0;
         run.advance(run.steps, |row| {
-            if row.replica == 0 {
+            // The first student's rows come before those of the others, until it falls out.
+            if row.step > shown {
+                shown = row.step;
                 progress.at(row.step, row.steps, row.left, &format!("loss {:.4}", row.loss));
             }
             Ok(())
@@ -56,6 +79,7 @@ impl Cohort<'_> {
             students: run.students().clone(),
             steps: run.steps,
             seconds: began.elapsed().as_secs_f64(),
+            fallen: run.fallen().to_vec(),
         })
     }
 }

@@ -125,10 +125,21 @@ pub struct NetworkArgs {
 impl NetworkArgs {
     /// The network that training starts from, and its normalisation where it has one.
     pub fn start(&self, foreign: &ForeignArgs, data: &Dataset, seed: u64) -> Result<Model> {
-        check_sizes(&self.layers)?;
-        crate::distill::infer::check_inputs(&self.layers, data)
+        self.start_as(&self.layers, foreign, data, seed)
+    }
+
+    /// The same with other layers than its own.
+    pub fn start_as(
+        &self,
+        layers: &[usize],
+        foreign: &ForeignArgs,
+        data: &Dataset,
+        seed: u64,
+    ) -> Result<Model> {
+        check_sizes(layers)?;
+        crate::distill::infer::check_inputs(layers, data)
             .map_err(|e| e.with_hint(format!("the first of --layers must be {}", data.features())))?;
-        let classes = self.layers.last().copied().unwrap_or(0);
+        let classes = layers.last().copied().unwrap_or(0);
         if classes < data.classes {
             return Err(Error::usage(
                 "layers",
@@ -138,14 +149,14 @@ impl NetworkArgs {
         }
         let activation = self.activation.map(Activation::from);
         if let Some(path) = &self.init {
-            return foreign.load_as(path, activation, Some(self.layers.clone()));
+            return foreign.load_as(path, activation, Some(layers.to_vec()));
         }
         let activation = activation.unwrap_or(Activation::Relu);
         let how = match activation {
             Activation::Tanh => Initializer::Glorot,
             _ => Initializer::He,
         };
-        let weights = Weights::init(&self.layers, activation, how, seed)?;
+        let weights = Weights::init(layers, activation, how, seed)?;
         Ok(Model { weights, normalisation: None, class_names: None, activation_known: true })
     }
 }

@@ -7,7 +7,7 @@ use clap::error::ErrorKind;
 use clap::{ArgMatches, Args as _, Command, FromArgMatches, Subcommand, ValueEnum};
 
 use crate::cli::options::{Resolved, command_of, expand};
-use crate::cli::{distill, train};
+use crate::cli::{distill, sweep, train};
 use crate::error::{Error, Result};
 
 /// Checks option files, and shows what a command would be told in the end.
@@ -52,6 +52,7 @@ struct Show {
 enum For {
     Train,
     Distill,
+    Sweep,
 }
 
 pub fn run(args: &Args) -> Result<()> {
@@ -95,7 +96,14 @@ fn parse(file: Option<&Path>, command: Option<For>, options: &[OsString]) -> Res
                 distill::Args::from_arg_matches(matches).map(|args| args.check())
             })
         }
-        (None, Some(other)) => Err(Error::usage("key `command`", "train or distill", format!("`{other}`"))),
+        (Some(For::Sweep), _) | (None, Some("sweep")) => {
+            parse_as("sweep", file, options, sweep::Args::augment_args, |matches| {
+                sweep::Args::from_arg_matches(matches).map(|args| args.check())
+            })
+        }
+        (None, Some(other)) => {
+            Err(Error::usage("key `command`", "train, distill or sweep", format!("`{other}`")))
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use crate::kernels::head::Soft;
 use crate::reference::SoftLoss;
 use crate::train::schedule::{Schedule, Schedules};
 
-#[derive(Args)]
+#[derive(Args, Clone)]
 #[command(next_help_heading = "Distillation")]
 pub struct LossArgs {
     /// The loss as another project computes it; what is given beside it overrides it. The canonical
@@ -206,9 +206,35 @@ impl LossArgs {
         self.preset.and_then(Preset::optimizer)
     }
 
+    /// Gives the option of this name, which may have underscores, another number; `false` where it has none.
+    pub fn set(&mut self, option: &str, value: f64) -> bool {
+        let of = match option {
+            "temperature" => &mut self.temperature,
+            "alpha" => &mut self.alpha,
+            "hard_weight" => &mut self.hard_weight,
+            "soft_weight" => &mut self.soft_weight,
+            "loss_beta" => &mut self.loss_beta,
+            "dkd_alpha" => &mut self.dkd_alpha,
+            "dkd_beta" => &mut self.dkd_beta,
+            "virtual_confidence" => &mut self.virtual_confidence,
+            "clip" => &mut self.clip,
+            "label_smoothing" => {
+                self.label_smoothing = value;
+                return true;
+            }
+            _ => return false,
+        };
+        *of = Some(value);
+        true
+    }
+
     /// The loss over `classes` classes. Says on stderr what it is in canonical options, unless `quiet`.
     pub fn loss(&self, classes: usize, quiet: bool) -> Result<Loss> {
         let convention = self.preset.map(Preset::convention);
+        if self.alpha.is_some() && (self.hard_weight.is_some() || self.soft_weight.is_some()) {
+            let expected = "either alpha or hard_weight and soft_weight";
+            return Err(Error::usage("--alpha", expected, "both"));
+        }
         if self.preset.is_none() && self.hard_weight.is_some() != self.soft_weight.is_some() {
             return Err(Error::usage("--hard-weight and --soft-weight", "both or neither", "one of them")
                 .with_hint("--alpha A is short for --hard-weight A and --soft-weight 1 - A"));
@@ -345,95 +371,5 @@ pub fn warn_of_labels(loss: &Loss, train: &Dataset) {
 }
 
 #[cfg(test)]
-mod tests {
-    use clap::Parser;
-
-    use super::*;
-
-    #[derive(Parser)]
-    struct Line {
-        #[command(flatten)]
-        loss: LossArgs,
-    }
-
-    fn loss(line: &str) -> Result<Loss> {
-        let words = std::iter::once("x").chain(line.split_whitespace());
-        Line::try_parse_from(words).expect(line).loss.loss(10, true)
-    }
-
-    fn text(line: &str) -> String {
-        loss(line).expect(line).to_string()
-    }
-
-    #[test]
-    fn presets_are_canonical_options() {
-        let table = [
-            ("", "--loss forward-kl --temperature 4 --hard-weight 0.1 --soft-weight 0.9"),
-            (
-                "--preset keras",
-                "--loss forward-kl --clip 1e-7 --temperature 10 --hard-weight 0.1 --soft-weight 0.9",
-            ),
-            (
-                "--preset keras-2020",
-                "--loss forward-kl --clip 1e-7 --temperature 10 --hard-weight 0.1 --soft-weight 0.009000000000000001",
-            ),
-            ("--preset hinton", "--loss forward-kl --temperature 20 --hard-weight 0.5 --soft-weight 1"),
-            (
-                "--preset torchdistill --temperature 4",
-                "--loss forward-kl --temperature 4 --hard-weight 0.5 --soft-weight 0.5",
-            ),
-            (
-                "--preset torchdistill --temperature 4 --hard-weight 0",
-                "--loss forward-kl --temperature 4 --hard-weight 0 --soft-weight 0.0625",
-            ),
-            (
-                "--preset torchdistill --temperature 4 --alpha 0",
-                "--loss forward-kl --temperature 4 --hard-weight 0 --soft-weight 0.0625",
-            ),
-            (
-                "--preset mdistiller-dkd",
-                "--loss dkd --dkd-alpha 1 --dkd-beta 8 --temperature 4 --hard-weight 1 --soft-weight 1",
-            ),
-            ("--preset torchtune", "--loss forward-kl --temperature 1 --hard-weight 0.5 --soft-weight 0.5"),
-            (
-                "--preset trl --temperature 2",
-                "--loss jsd --loss-beta 0.5 --temperature 2 --hard-weight 0 --soft-weight 0.25",
-            ),
-            ("--preset deit", "--loss forward-kl --temperature 1 --hard-weight 0.5 --soft-weight 0.05"),
-        ];
-        for (line, canonical) in table {
-            assert_eq!(text(line), canonical, "{line}");
-            // What is printed asks for the same loss.
-            assert_eq!(loss(canonical).expect(canonical), loss(line).expect(line), "{line}");
-        }
-    }
-
-    #[test]
-    fn options_override_their_preset() {
-        assert!(text("--preset keras --clip 0").starts_with("--loss forward-kl --temperature"));
-        assert!(text("--preset keras --loss reverse-kl").starts_with("--loss reverse-kl"));
-        assert!(text("--preset trl --loss-beta 0.1").starts_with("--loss jsd --loss-beta 0.1 "));
-        assert!(
-            text("--preset keras-2020 --temperature 2 --alpha 0.2")
-                .ends_with("--hard-weight 0.2 --soft-weight 0.2")
-        );
-        assert!(text("--preset deit --soft-weight 3").ends_with("--hard-weight 0.5 --soft-weight 3"));
-        assert!(text("--preset hinton --standardise-logits").contains("--standardise-logits"));
-    }
-
-    #[test]
-    fn what_does_not_fit_is_refused() {
-        for (line, word) in [
-            ("--hard-weight 1", "both or neither"),
-            ("--alpha 2", "from 0 to 1"),
-            ("--loss mse --loss-beta 0.5", "--loss-beta"),
-            ("--loss dkd --clip 1e-7", "--clip"),
-            ("--loss jsd --loss-beta 1", "beta of JSD"),
-            ("--loss sigmoid --standardise-logits", "compares softmaxes"),
-            ("--preset trl --temperature-schedule linear:1", "does not depend on T"),
-        ] {
-            let error = loss(line).expect_err(line).to_string();
-            assert!(error.contains(word), "{line}: {error}");
-        }
-    }
-}
+#[path = "loss_tests.rs"]
+mod tests;

@@ -12,8 +12,10 @@ mod distill;
 mod doctor;
 mod eval;
 mod export;
+mod grid;
 mod job;
 mod keep;
+mod lesson;
 mod logits;
 mod loss;
 mod options;
@@ -23,6 +25,7 @@ mod repair;
 mod replay;
 mod reproduce;
 mod seeds;
+mod sweep;
 mod teachers;
 mod train;
 mod tune;
@@ -62,6 +65,8 @@ enum Command {
     Train(Box<train::Args>),
     /// Train a student on a teacher's soft targets and, if wanted, the labels.
     Distill(Box<distill::Args>),
+    /// Distil a whole grid of students side by side and tell which settings are best.
+    Sweep(Box<sweep::Args>),
     /// Run a finished run again from its folder and compare the weights.
     Replay(replay::Args),
     /// Measure a network on a data set: errors, calibration, classes; beside a teacher or a baseline.
@@ -99,6 +104,7 @@ pub fn run() -> Result<()> {
         Command::Doctor(args) => doctor::run(&args),
         Command::Train(args) => train::run(&args, &resolved?, None)?.print(args.json()),
         Command::Distill(args) => distill::run_and_print(&args, &resolved?),
+        Command::Sweep(args) => sweep::run(&args, &resolved?),
         Command::Replay(args) => replay::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Compare(args) => compare::run(&args),

@@ -1,5 +1,6 @@
 //! One or several teachers as the command line names them: networks, logits on disk, or both.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -9,6 +10,7 @@ use sha2::{Digest, Sha256};
 use crate::cli::common::ActivationName;
 use crate::cli::job::logits_as;
 use crate::data::{Dataset, Normalisation};
+use crate::distill::infer::Inference;
 use crate::distill::logits::{Logits, Wanted};
 use crate::distill::loss::Loss;
 use crate::distill::teacher::{Member, Teacher};
@@ -96,6 +98,22 @@ pub struct Teachers {
     rule: Rule,
     /// T of the soft term, at which probabilities are averaged.
     temperature: f64,
+}
+
+/// What teachers say of some rows: the logits of each.
+pub struct Answers {
+    members: Vec<Matrix>,
+    rule: Rule,
+}
+
+impl Answers {
+    /// As one teacher's, where a soft term at `temperature` makes one of them.
+    pub fn at(&self, temperature: f64) -> Cow<'_, Matrix> {
+        match self.members.as_slice() {
+            [one] => Cow::Borrowed(one),
+            all => Cow::Owned(joint(all, self.rule, temperature)),
+        }
+    }
 }
 
 /// Which of the logits on disk are of the rows to judge.
@@ -278,18 +296,56 @@ impl Teachers {
 
     /// The teacher of a run over `train`.
     pub fn source(&self, gpu: &Gpu, train: &Dataset, memory: Option<u64>) -> Result<Teacher> {
+        let live = |n: &Network| Ok(Member::Live(n.mlp.clone(), Some(n.normalisation.clone())));
+        self.members(gpu, train, memory, live)
+    }
+
+    /// The same for several runs over `train`: what a network says of `batch` rows at a time is asked once,
+    /// which gives the bits that it would give in each step. Where the answers take more than a GiB, or
+    /// `live` says that they are needed in the step, as [`Teachers::source`].
+    pub fn source_once(
+        &self,
+        gpu: &Gpu,
+        train: &Dataset,
+        batch: usize,
+        memory: Option<u64>,
+        live: bool,
+    ) -> Result<Teacher> {
+        let classes = |n: &Network| n.mlp.sizes.last().copied().unwrap_or(0);
+        let bytes = 4 * train.rows() * self.networks.iter().map(classes).sum::<usize>();
+        if live || bytes > 1 << 30 {
+            return self.source(gpu, train, memory);
+        }
+        let answers = |n: &Network| {
+            let all = Inference::record_as(gpu, &n.mlp, train, Some(&n.normalisation), batch)?;
+            Member::cached(gpu, classes(n), all.logits_blocking(gpu)?.swap_remove(0), memory)
+        };
+        self.members(gpu, train, memory, answers)
+    }
+
+    fn members(
+        &self,
+        gpu: &Gpu,
+        train: &Dataset,
+        memory: Option<u64>,
+        network: impl Fn(&Network) -> Result<Member>,
+    ) -> Result<Teacher> {
         if self.is_empty() {
             return Ok(Teacher::None);
         }
-        let live = |n: &Network| Ok(Member::Live(n.mlp.clone(), Some(n.normalisation.clone())));
         let cached = |logits: &Logits| Member::cached(gpu, logits.classes, logits.of(train), memory);
-        let members = self.networks.iter().map(live).chain(self.cached[0].iter().map(cached));
+        let members = self.networks.iter().map(network).chain(self.cached[0].iter().map(cached));
         Ok(Teacher::Ensemble(members.collect::<Result<_>>()?, self.rule))
     }
 
     /// The teacher's logits over `rows` on the host; `None` where some are on disk and these rows are not
     /// among them.
     pub fn judge(&self, gpu: &Gpu, rows: &Dataset, on_disk: OnDisk) -> Result<Option<Matrix>> {
+        Ok(self.answers(gpu, rows, on_disk)?.map(|all| all.at(self.temperature).into_owned()))
+    }
+
+    /// What each teacher says of `rows`; `None` as for [`Teachers::judge`].
+    pub fn answers(&self, gpu: &Gpu, rows: &Dataset, on_disk: OnDisk) -> Result<Option<Answers>> {
         let stored = match on_disk {
             OnDisk::No => &[],
             OnDisk::Train => self.cached[0].as_slice(),
@@ -300,11 +356,8 @@ impl Teachers {
         }
         let live = self.networks.iter().map(|n| logits_as(gpu, &n.mlp, rows, Some(&n.normalisation)));
         let stored = stored.iter().map(|l| Ok(Matrix::from_f32(rows.rows(), l.classes, &l.of(rows))));
-        let mut members = live.chain(stored).collect::<Result<Vec<_>>>()?;
-        if members.len() == 1 {
-            return Ok(members.pop());
-        }
-        Ok(Some(joint(&members, self.rule, self.temperature)))
+        let members = live.chain(stored).collect::<Result<Vec<_>>>()?;
+        Ok(Some(Answers { members, rule: self.rule }))
     }
 
     /// What the run record says of them: sha256 of each network's weights and of each set of logits.

@@ -55,7 +55,7 @@ impl Progress {
 }
 
 /// `4.5 s`, `45 s`, `12 min`, `34 h`: two digits or more.
-fn duration(time: Duration) -> String {
+pub fn duration(time: Duration) -> String {
     match time.as_secs_f64() {
         s if s < 10.0 => format!("{s:.1} s"),
         s if s < 600.0 => format!("{s:.0} s"),

@@ -137,12 +137,15 @@ impl Run<'_> {
             let step = first + u64::from(slot);
             let rows = batch_at(step, self.rows, self.recipe.batch).rows as u32;
             for replica in 0..self.replicas.len() {
+                if self.has_fallen(replica) {
+                    continue;
+                }
                 let tally = self.step.tally(raw, slot as usize, replica, rows);
                 let finite = tally.non_finite <= 0.0 && !tally.held;
                 // What was not held has moved the weights: a loss can overflow where its gradient does not.
                 if !(finite || self.recipe.guard.skip && tally.held) {
-                    self.fault = Some(step + 1);
-                    return Err(not_finite(step + 1, replica, &tally));
+                    self.fall(step + 1, replica, &tally)?;
+                    continue;
                 }
                 let (_, loss) = self.replicas[replica].at(step + 1, self.steps);
                 for (span, length) in [(Span::Interval, self.recipe.log_every), (Span::Epoch, per_epoch)] {
@@ -154,8 +157,8 @@ impl Run<'_> {
                     // Steps that are skipped from a row's first on are counted in the next row that has others.
                     let empty = sums.steps < 1.0;
                     if empty && span == Span::Interval && sums.skipped >= length.max(HOPELESS) as f64 {
-                        self.fault = Some(step + 1);
-                        return Err(not_finite(step + 1, replica, &tally));
+                        self.fall(step + 1, replica, &tally)?;
+                        break;
                     }
                     if !empty && (step + 1).is_multiple_of(length) {
                         each(&self.row(step + 1, replica, span))?;
@@ -163,6 +166,19 @@ impl Run<'_> {
                     }
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// `step` has ended the run, or only what there is of `replica`.
+    fn fall(&mut self, step: u64, replica: usize, tally: &Tally) -> Result<()> {
+        let Some(fallen) = &mut self.fallen else {
+            self.fault = Some(step);
+            return Err(not_finite(step, replica, tally));
+        };
+        fallen[replica] = Some(step);
+        for span in [Span::Interval, Span::Epoch] {
+            self.log.of_mut(span)[replica] = Sums::default();
         }
         Ok(())
     }

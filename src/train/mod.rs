@@ -123,7 +123,9 @@ impl Replica {
         (s.lr.at(self.lr, t, steps), loss)
     }
 
-    fn check(&self, optimizer: Optimizer) -> Result<()> {
+    /// # Errors
+    /// [`Error::Usage`] for a learning rate, a loss or a schedule that makes no sense.
+    pub fn check(&self, optimizer: Optimizer) -> Result<()> {
         self.loss.check_classes(self.student.sizes().last().copied().unwrap_or(0))?;
         if !(self.lr > 0.0 && self.lr.is_finite()) {
             return Err(Error::usage("learning rate", "a number above 0", self.lr.to_string()));
@@ -188,6 +190,8 @@ pub struct Run<'a> {
     rows: usize,
     /// The step whose numbers were found not to be finite.
     fault: Option<u64>,
+    /// Where such a step does not end the run: which it was, for each replica.
+    fallen: Option<Vec<Option<u64>>>,
 }
 
 impl<'a> Run<'a> {
@@ -269,7 +273,23 @@ impl<'a> Run<'a> {
             done: 0,
             rows: length,
             fault: None,
+            fallen: None,
         })
+    }
+
+    /// From now on a replica whose numbers are no longer finite falls out and has no more rows; the others,
+    /// none of which reads what it writes, go on to the bits that they have without it.
+    pub fn let_fall(&mut self) {
+        self.fallen.get_or_insert_with(|| vec![None; self.replicas.len()]);
+    }
+
+    /// The step at which each replica fell out; empty without [`Run::let_fall`].
+    pub fn fallen(&self) -> &[Option<u64>] {
+        self.fallen.as_deref().unwrap_or_default()
+    }
+
+    fn has_fallen(&self, replica: usize) -> bool {
+        self.fallen().get(replica).is_some_and(Option::is_some)
     }
 
     /// Steps in one pass over the rows.
@@ -325,7 +345,8 @@ impl<'a> Run<'a> {
             }
             self.step.submit(self.gpu, &mut flights, &scalars, (self.done, count as u32))?;
             self.done += count;
-            if stop() {
+            let left = (0..self.replicas.len()).any(|r| !self.has_fallen(r));
+            if stop() || !left {
                 to = self.done;
             }
             for ((first, count), raw) in flights.arrived(self.gpu, self.done == to)? {

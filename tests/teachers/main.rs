@@ -9,4 +9,5 @@ mod losses;
 mod quality;
 mod repair;
 mod rows;
+mod sweep;
 mod tables;
