@@ -207,7 +207,7 @@ pub fn wide_heads() -> Vec<Case> {
         .iter()
         .enumerate()
         .map(|(i, teacher)| {
-            Case::Head(head_case(7 * i, 1, kernel::Form::all(None)[4], [2, 152_000], *teacher))
+            Case::Head(head_case(7 * i, 1, kernel::Form::all(None)[1], [2, 152_000], *teacher))
         })
         .collect()
 }
