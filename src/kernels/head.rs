@@ -49,10 +49,14 @@ impl Form {
         [&[ALONE, TOGETHER], fast].concat()
     }
 
+    /// The most classes that one invocation is given alone: its walks together stay within the 65,535
+    /// rounds that lavapipe grants it.
+    pub const MOST_ALONE: usize = 1 << 16;
+
     /// The form for `k` classes. On a software driver every barrier costs more than it shares: there
     /// a row is one invocation's.
     pub fn of(gpu: &Gpu, k: usize, soft: Option<Soft>) -> Self {
-        let alone = gpu.report.kind == "software" && k <= 1024;
+        let alone = gpu.report.kind == "software" && k <= Self::MOST_ALONE;
         let form = match k {
             0..=32 => SHORT,
             _ if alone => ALONE,
