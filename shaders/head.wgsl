@@ -22,13 +22,13 @@
 //   z [r, batch, k], v [r, batch, k] or by row number [n, k] (by_index), d_z as z,
 //   stats [r, slots * batch, 8]: one row per sample of every step of the submission
 //
-// LANES invocations share a row; a workgroup of 64 holds 64 / LANES rows. The first walk finds the
-// maxima and the sums below them, online, a BLOCK of elements per lane at a time; the last gives
-// losses and gradient. With HELD, for FORWARD_KL, a row is one block: what the first walk loaded and
-// exponentiated stays in registers, so z and v are read once. A loss that needs more than these sums
-// takes further walks between the two: its stages. Everything is in log space with the maximum
-// subtracted before the division by T. Sums run in a fixed order: RUN elements, then the runs of a
-// lane, then a tree over the lanes; so a long sum stays a sum of short ones.
+// LANES invocations share a row; a workgroup of 64 holds 64 / LANES rows. A lane has a BLOCK of classes
+// in hand at a time, four side by side, then the next four LANES * 4 further. The loops over a block are
+// unrolled, so that it is in registers. The first walk finds the maxima and the sums below them, online;
+// the last gives losses and gradient. With HELD a row is one block, and z and v are read once. A loss that
+// needs more than these sums takes further walks between the two: its stages. Everything is in log space
+// with the maximum subtracted before the division by T. Sums run in a fixed order: a block, then the
+// blocks of a lane, then a tree over the lanes; so a long sum stays a sum of short ones.
 // Rows past the step's `rows` give zeros.
 // Reference: reference::head, reference::losses. Host: src/kernels/head.rs.
 
@@ -55,6 +55,7 @@ struct Step {
 
 const LANES: u32 = 64u;
 const BLOCK: u32 = 32u;
+const FOURS: u32 = BLOCK / 4u;
 const HELD: bool = false;
 const SOFT: bool = true;
 const LOSS: u32 = 0u;
@@ -79,7 +80,7 @@ const OF_SOFTMAX: bool = LOSS != SIGMOID && LOSS != MSE;
 // The first walk sums what the soft loss needs too: it knows all that the exponents need.
 const ONLINE: bool = SOFT && OF_SOFTMAX && !STANDARDISE && LOSS != DKD;
 
-const RUN: u32 = 32u;
+const FOUR: vec4<u32> = vec4<u32>(0u, 1u, 2u, 3u);
 const UNLABELLED: u32 = 0xffffffffu;
 const LOWEST: f32 = -3.4028234e38;
 // As in reference::losses.
@@ -91,9 +92,9 @@ const LEAST_DEVIATION: f32 = 1e-18;
 @group(0) @binding(2) var<storage, read> steps: array<Step>;
 @group(0) @binding(3) var<storage, read> order: array<u32>;
 @group(0) @binding(4) var<storage, read> labels: array<u32>;
-@group(0) @binding(5) var<storage, read> z: array<f32>;
-@group(0) @binding(6) var<storage, read> v: array<f32>;
-@group(0) @binding(7) var<storage, read_write> d_z: array<f32>;
+@group(0) @binding(5) var<storage, read> z: array<vec4<f32>>;
+@group(0) @binding(6) var<storage, read> v: array<vec4<f32>>;
+@group(0) @binding(7) var<storage, read_write> d_z: array<vec4<f32>>;
 @group(0) @binding(8) var<storage, read_write> stats: array<vec4<f32>>;
 
 var<workgroup> sums: array<vec4<f32>, 64>;
@@ -154,8 +155,8 @@ fn rescale(before: vec4<f32>, after: vec4<f32>, inv_t: f32) -> vec3<f32> {
 // What the walks know of their row.
 struct Row {
     z_at: u32, v_at: u32, label: u32,
-    // This invocation's classes: lane, lane + LANES, … below `end`; none in a row past the batch's.
-    lane: u32, end: u32,
+    // This invocation's first class, and the row's number of classes: 0 past the batch's last row.
+    first: u32, end: u32,
     t: f32,
     // loss_a to loss_d.
     args: vec4<f32>,
@@ -169,11 +170,17 @@ struct Row {
     expectation: f32,
 }
 
-fn teacher(row: Row, j: u32) -> f32 {
+// z and v of the classes j to j + 3, four that a vec4 holds; what is past the row's end is not used.
+fn logits(row: Row, j: u32) -> mat4x2<f32> {
+    let at = min(j, (row.end - 1u) / 4u * 4u);
+    let own = z[(row.z_at + at) / 4u];
+    var other = own;
     if LOSS == VIRTUAL_TEACHER {
-        return select(row.args.y, row.args.x, j == row.label);
+        other = select(vec4<f32>(row.args.y), vec4<f32>(row.args.x), j + FOUR == vec4<u32>(row.label));
+    } else if SOFT {
+        other = v[(row.v_at + at) / 4u];
     }
-    return v[row.v_at + j];
+    return transpose(mat2x4<f32>(own, other));
 }
 
 // log(softmax) of z and of v.
@@ -253,8 +260,7 @@ const SUMS: u32 = 2u;
 const EXPECTATION: u32 = 3u;
 const ALONG: u32 = 4u;
 
-fn stage_part(stage: u32, row: Row, j: u32) -> vec2<f32> {
-    let x = vec2<f32>(z[row.z_at + j], teacher(row, j));
+fn stage_part(stage: u32, row: Row, j: u32, x: vec2<f32>) -> vec2<f32> {
     let below = x - row.top;
     switch stage {
         case MEAN: {
@@ -289,10 +295,15 @@ fn stage_part(stage: u32, row: Row, j: u32) -> vec2<f32> {
 // The row's sums of a stage, for every lane.
 fn walk(stage: u32, row: Row, local: u32) -> vec2<f32> {
     var total = vec2<f32>();
-    for (var start = row.lane; start < row.end; start += RUN * LANES) {
+    for (var start = row.first; start < row.end; start += BLOCK * LANES) {
         var part = vec2<f32>();
-        for (var j = start; j < min(row.end, start + RUN * LANES); j += LANES) {
-            part += stage_part(stage, row, j);
+        for (var g = 0u; g < FOURS; g++) {
+            let first = start + g * 4u * LANES;
+            var x = logits(row, first);
+            for (var i = 0u; i < 4u; i++) {
+                let own = stage_part(stage, row, first + i, x[i]);
+                part += select(vec2<f32>(), own, first + i < row.end);
+            }
         }
         total += part;
     }
@@ -321,7 +332,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     row.z_at = replica * params.z_replica + number * params.z_stride;
     row.v_at = replica * params.v_replica + select(number, index, params.by_index != 0u) * params.v_stride;
     row.label = label;
-    row.lane = lane;
+    row.first = 4u * lane;
     row.end = k;
     row.t = t;
     row.args = vec4<f32>(now.loss_a, now.loss_b, now.loss_c, now.loss_d);
@@ -333,64 +344,52 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     var sum = vec3<f32>();
     // The logit too is looked at: softmax takes -inf for an impossible class and hides an overflow upstream.
     var bad = 0.0;
-    var z_block: array<f32, BLOCK>;
-    var v_block: array<f32, BLOCK>;
-    // With HELD: the exponentials themselves.
-    var q1_block: array<f32, BLOCK>;
-    var q_block: array<f32, BLOCK>;
-    var p_block: array<f32, BLOCK>;
-    for (var start = lane; start < k; start += BLOCK * LANES) {
-        let count = min(BLOCK, (k - start + LANES - 1u) / LANES);
+    var block: array<mat4x2<f32>, FOURS>;
+    for (var start = row.first; start < k; start += BLOCK * LANES) {
         let before = top;
-        for (var i = 0u; i < count; i++) {
-            let j = start + i * LANES;
-            let zj = z[row.z_at + j];
-            z_block[i] = zj;
-            bad = max(bad, non_finite(zj));
-            if zj > top.x { top.x = zj; top.y = f32(j); }
-            if SOFT {
-                let vj = teacher(row, j);
-                v_block[i] = vj;
-                if vj > top.z { top.z = vj; top.w = f32(j); }
-                if LOSS == DKD && j != label { others = max(others, vec2<f32>(zj, vj)); }
-                // A clip or a maximum would hide it; FORWARD_KL, the fast one, hides nothing.
-                if LOSS != FORWARD_KL { bad = max(bad, non_finite(vj)); }
-            }
-        }
-        if start > lane { sum *= rescale(before, top, inv_t); }
-        for (var run = 0u; run < count; run += RUN) {
-            var part = vec3<f32>();
-            for (var i = run; i < min(count, run + RUN); i++) {
-                let below = z_block[i] - top.x;
-                let q1 = exp(below);
-                part.x += q1;
-                if HELD { q1_block[i] = q1; }
-                if ONLINE {
-                    let q = exp(below * inv_t);
-                    let p = exp((v_block[i] - top.z) * inv_t);
-                    part.y += q;
-                    part.z += p;
-                    if HELD { q_block[i] = q; p_block[i] = p; }
+        for (var g = 0u; g < FOURS; g++) {
+            let first = start + g * 4u * LANES;
+            block[g] = logits(row, first);
+            for (var i = 0u; i < 4u; i++) {
+                let j = first + i;
+                let within = j < k;
+                let x = select(vec2<f32>(LOWEST), block[g][i], within);
+                bad = max(bad, non_finite(x.x));
+                let higher = x > top.xz;
+                if higher.x { top.x = x.x; top.y = f32(j); }
+                if SOFT {
+                    if higher.y { top.z = x.y; top.w = f32(j); }
+                    if LOSS == DKD && j != label { others = max(others, x); }
+                    // A clip or a maximum would hide it; FORWARD_KL, the fast one, hides nothing.
+                    if LOSS != FORWARD_KL { bad = max(bad, non_finite(x.y)); }
                 }
             }
-            sum += part;
         }
+        if start > row.first { sum *= rescale(before, top, inv_t); }
+        var part = vec3<f32>();
+        for (var g = 0u; g < FOURS; g++) {
+            for (var i = 0u; i < 4u; i++) {
+                let within = start + g * 4u * LANES + i < k;
+                let below = block[g][i] - top.xz;
+                part.x += select(0.0, exp(below.x), within);
+                if ONLINE { part += vec3<f32>(0.0, select(vec2<f32>(), exp(below * inv_t), within)); }
+            }
+        }
+        sum += part;
     }
-    var lower = vec3<f32>(1.0);
     if LANES > 1u {
         let own = top;
         top = row_top(own, local);
         // A lane without elements has sums of zero and no maximum to speak of.
-        if lane < k { lower = rescale(own, top, inv_t); }
+        let lower = select(vec3<f32>(), rescale(own, top, inv_t), row.first < k);
         let both = row_sum(vec4<f32>(sum * lower, bad), local);
         sum = both.xyz;
         bad = both.w;
     }
     sum = max(sum, vec3<f32>(1.0));
     let log_sum = log(sum);
-    let share = lower / sum;
 
-    if SOFT && !HELD {
+    if SOFT {
         row.top = top.xz;
         if LOSS == DKD { row.top = row_top(vec4<f32>(others.x, 0.0, others.y, 0.0), local).xz; }
         row.inv_s = vec2<f32>(1.0);
@@ -414,8 +413,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     if LOSS == DKD {
         // The label against the others: a softmax of two classes.
         let own = select(0u, label, labelled);
-        let x = vec2<f32>(z[row.z_at + own], teacher(row, own));
-        let lead = logs(row, x);
+        var x = logits(row, own / 4u * 4u);
+        let lead = logs(row, x[own % 4u]);
         row.log_target = log_sigmoid(lead);
         row.log_rest = log_sigmoid(-lead);
     }
@@ -431,50 +430,39 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let scale = 1.0 / f32(max(now.rows, 1u));
     // Hard loss, soft loss, squared norms of the hard and the soft gradient.
     var total = vec4<f32>();
-    for (var start = lane; start < k; start += RUN * LANES) {
-        let end = min(k, start + RUN * LANES);
+    for (var start = row.first; start < k; start += BLOCK * LANES) {
         var part = vec4<f32>();
-        for (var j = start; j < end; j += LANES) {
-            let i = j / LANES;
-            var zj: f32;
-            var q1: f32;
-            if HELD {
-                zj = z_block[i];
-                q1 = q1_block[i] * share.x;
-            } else {
-                zj = z[row.z_at + j];
-                q1 = exp(zj - top.x - log_sum.x);
+        for (var g = 0u; g < FOURS; g++) {
+            let first = start + g * 4u * LANES;
+            if !HELD { block[g] = logits(row, first); }
+            var gradient: vec4<f32>;
+            for (var i = 0u; i < 4u; i++) {
+                let j = first + i;
+                let within = j < k;
+                let x = block[g][i];
+                let log_q = x.x - top.x - log_sum.x;
+                let y = even + select(0.0, 1.0 - now.smoothing, j == label);
+                let hard = hard_weight * (exp(log_q) - y);
+                var soft = 0.0;
+                var losses = vec2<f32>(select(0.0, -y * log_q, y != 0.0), 0.0);
+                if SOFT && (labelled || !OF_LABELS) {
+                    let own = term(row, j, x);
+                    var slope = own.y;
+                    if STANDARDISE { slope = slope * row.inv_s.x - spread * (x.x - row.top.x - row.mean.x); }
+                    soft = soft_weight * slope;
+                    losses.y = own.x;
+                }
+                part += select(vec4<f32>(), vec4<f32>(losses, hard * hard, soft * soft), within);
+                gradient[i] = select(0.0, (hard + soft) * scale, within);
             }
-            let below = zj - top.x;
-            var y = even;
-            if j == label { y += 1.0 - now.smoothing; }
-            if y != 0.0 { part.x -= y * (below - log_sum.x); }
-            let hard = hard_weight * (q1 - y);
-            var soft = 0.0;
-            if SOFT && HELD {
-                let log_q = below * inv_t - log_sum.y;
-                let log_p = (v_block[i] - top.z) * inv_t - log_sum.z;
-                let q = q_block[i] * share.y;
-                let p = p_block[i] * share.z;
-                soft = soft_weight * (q - p);
-                part.y += p * (log_p - log_q);
-            } else if SOFT && (labelled || !OF_LABELS) {
-                let own = term(row, j, vec2<f32>(zj, teacher(row, j)));
-                var slope = own.y;
-                if STANDARDISE { slope = slope * row.inv_s.x - spread * (zj - row.top.x - row.mean.x); }
-                soft = soft_weight * slope;
-                part.y += own.x;
-            }
-            part.z += hard * hard;
-            part.w += soft * soft;
-            d_z[row.z_at + j] = (hard + soft) * scale;
+            if first < k { d_z[(row.z_at + first) / 4u] = gradient; }
         }
         total += part;
     }
     // Padding columns, and whole rows past a short last batch.
     if number < params.batch {
-        for (var j = k + lane; j < params.z_stride; j += LANES) {
-            d_z[row.z_at + j] = 0.0;
+        for (var j = (k + 3u) / 4u * 4u + row.first; j < params.z_stride; j += 4u * LANES) {
+            d_z[(row.z_at + j) / 4u] = vec4<f32>();
         }
     }
     let all = row_sum(total, local);

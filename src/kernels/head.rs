@@ -25,7 +25,7 @@ params! {
 pub struct Form {
     /// Invocations that share a row.
     pub lanes: u32,
-    /// Elements that a lane has in hand at once.
+    /// Classes that a lane has in hand at once.
     pub block: u32,
     /// Whether a row is one block, so that nothing is read twice.
     pub held: bool,
@@ -35,38 +35,39 @@ const fn form(lanes: u32, block: u32, held: bool) -> Form {
     Form { lanes, block, held }
 }
 
-/// Every form of the hard loss and of plain forward KL: what nearly every run uses. The other losses
-/// have those alone that hold nothing.
-const FORMS: [Form; 5] = [
-    form(1, 32, true),
-    form(1, 32, false),
-    form(8, 32, true),
-    form(64, 16, true),
-    form(64, 32, false),
-];
+/// The forms of every loss: alone, or with the whole workgroup.
+const ALONE: Form = form(1, 16, false);
+const TOGETHER: Form = form(64, 16, false);
+/// Those that only the hard loss and plain forward KL have besides, which is what nearly every run uses.
+const SHORT: Form = form(1, 4, false);
+const FAST: [Form; 3] = [SHORT, form(8, 32, true), form(64, 16, true)];
 
 impl Form {
     /// Every form of a term (`None`: the hard loss alone) that the host can ask for.
     pub fn all(soft: Option<Soft>) -> Vec<Self> {
-        let many = soft.is_none_or(|s| s == Soft::FORWARD_KL);
-        FORMS.into_iter().filter(|form| many || !form.held).collect()
+        let fast: &[Self] = if soft.is_none_or(|s| s == Soft::FORWARD_KL) { &FAST } else { &[] };
+        [&[ALONE, TOGETHER], fast].concat()
     }
+
+    /// The most classes that one invocation is given alone: its walks together stay within the 65,535
+    /// rounds that lavapipe grants it.
+    pub const MOST_ALONE: usize = 1 << 16;
 
     /// The form for `k` classes. On a software driver every barrier costs more than it shares: there
     /// a row is one invocation's.
     pub fn of(gpu: &Gpu, k: usize, soft: Option<Soft>) -> Self {
-        let software = gpu.report.kind == "software";
+        let alone = gpu.report.kind == "software" && k <= Self::MOST_ALONE;
         let form = match k {
-            0..=32 => FORMS[0],
-            33..=1024 if software => FORMS[1],
-            33..=256 => FORMS[2],
-            257..=1024 => FORMS[3],
-            _ => FORMS[4],
+            0..=32 => SHORT,
+            _ if alone => ALONE,
+            33..=256 => FAST[1],
+            257..=1024 => FAST[2],
+            _ => TOGETHER,
         };
         match Self::all(soft).contains(&form) {
             true => form,
-            // It walks instead of holding: alone, or with the whole workgroup.
-            false => FORMS[if form.lanes == 1 { 1 } else { 4 }],
+            false if form.lanes == 1 => ALONE,
+            false => TOGETHER,
         }
     }
 

@@ -201,14 +201,13 @@ fn heads(sizes: &[[usize; 2]]) -> Vec<Case> {
     all
 }
 
-/// A vocabulary's worth of classes.
+/// A vocabulary's worth of classes, for one invocation and for a workgroup.
 pub fn wide_heads() -> Vec<Case> {
-    From::ALL
-        .iter()
+    let forms = kernel::Form::all(None).into_iter().filter(|f| f.block == 16 && !f.held);
+    let cases = forms.flat_map(|form| From::ALL.map(|teacher| (form, teacher)));
+    cases
         .enumerate()
-        .map(|(i, teacher)| {
-            Case::Head(head_case(7 * i, 1, kernel::Form::all(None)[4], [2, 152_000], *teacher))
-        })
+        .map(|(i, (form, teacher))| Case::Head(head_case(7 * i, 1, form, [2, 152_000], teacher)))
         .collect()
 }
 
@@ -223,16 +222,13 @@ fn losses(sizes: &[[usize; 2]], every_form: bool) -> Vec<Case> {
         let in_turn = forms[number % forms.len()];
         for form in forms.into_iter().filter(|f| every_form || *f == in_turn) {
             for (turn, [batch, k]) in sizes.iter().enumerate() {
-                // One invocation alone does not walk a vocabulary in a run.
-                if *k > 10_000 && form.lanes == 1 {
-                    continue;
-                }
-                let i = i.next();
+                let most = if form.lanes == 1 { kernel::Form::MOST_ALONE } else { *k };
+                let (i, k) = (i.next(), (*k).min(most));
                 let teacher = match soft.loss.needs_teacher() {
                     true => pick(&[From::Live, From::LiveShared, From::Cached], i, 19),
                     false => From::Nowhere,
                 };
-                let size = [*batch, if soft.check_classes(*k).is_ok() { *k } else { k + 1 }];
+                let size = [*batch, if soft.check_classes(k).is_ok() { k } else { k + 1 }];
                 let case = head_case(i, pick(&[1, 3], i, 20), form, size, teacher);
                 all.push(Case::Head(head::Case { soft, data: Data::ALL[turn % Data::ALL.len()], ..case }));
             }
