@@ -146,7 +146,11 @@ fn planted_faults_in_each_loss_make_doctor_fail() {
         ("dkd", "LOSS == DKD && j != label", "LOSS == DKD"),
         ("clipped-kl", "l.x >= row.args.y", "l.y >= row.args.y"),
         ("clipped-kl", "q * row.expectation - unclipped", "q - unclipped"),
-        ("virtual-teacher", "vec4<f32>(row.args.y), vec4<f32>(row.args.x)", "vec4<f32>(row.args.x), vec4<f32>(row.args.x)"),
+        (
+            "virtual-teacher",
+            "vec4<f32>(row.args.y), vec4<f32>(row.args.x)",
+            "vec4<f32>(row.args.x), vec4<f32>(row.args.x)",
+        ),
         ("virtual-teacher", "(labelled || !OF_LABELS)", "true"),
         ("sigmoid", "exp(high.x) - exp(high.y)", "exp(low.x) - exp(low.y)"),
         ("sigmoid", "log_sigmoid(x / row.t)", "log_sigmoid(x)"),
