@@ -82,7 +82,7 @@ pub fn run(args: &Args, resolved: &Resolved, expected: Option<&Record>) -> Resul
         let job = Job {
             gpu,
             split: &split,
-            teacher: teachers.source(gpu, &split.train, device_memory)?,
+            teacher: teachers.source(gpu, &split.train, &recipe, device_memory, false, args.json())?,
             teachers: Some(&teachers).filter(|t| !t.is_empty()),
             held_out,
             device_memory,
@@ -113,7 +113,7 @@ fn run_seeds(args: &Args, count: u64) -> Result<()> {
     Seeds {
         gpu: &gpu,
         split: &split,
-        teacher: teachers.source(&gpu, &split.train, device_memory)?,
+        teacher: teachers.source(&gpu, &split.train, &recipe, device_memory, true, args.json())?,
         teachers: &teachers,
         recipe,
         device_memory,

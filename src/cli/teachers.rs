@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 use clap::{Args, ValueEnum};
 use sha2::{Digest, Sha256};
@@ -21,6 +22,8 @@ use crate::kernels::matmul::Activation;
 use crate::mlp::Mlp;
 use crate::mlp::weights::{Model, ReadOptions};
 use crate::reference::Matrix;
+use crate::report::progress::Progress;
+use crate::train::{Length, Recipe};
 
 /// How model files that were not written by limbeck are read.
 #[derive(Args)]
@@ -294,31 +297,47 @@ impl Teachers {
         self.networks.is_empty() && self.cached[0].is_empty()
     }
 
-    /// The teacher of a run over `train`.
-    pub fn source(&self, gpu: &Gpu, train: &Dataset, memory: Option<u64>) -> Result<Teacher> {
-        let live = |n: &Network| Ok(Member::Live(n.mlp.clone(), Some(n.normalisation.clone())));
-        self.members(gpu, train, memory, live)
-    }
-
-    /// The same for several runs over `train`: what a network says of `batch` rows at a time is asked once,
-    /// which gives the bits that it would give in each step. Where the answers take more than a GiB, or
-    /// `live` says that they are needed in the step, as [`Teachers::source`].
-    pub fn source_once(
+    /// The teacher of a run of `recipe` over `train`, or of several runs (`again`). Where rows come up more
+    /// than once, a network is asked about all of them beforehand, as many at a time as in a step, which
+    /// gives the bits that it would give there; not where it has to see moved images, where its hidden
+    /// layers teach, or where the answers would take more than a GiB.
+    pub fn source(
         &self,
         gpu: &Gpu,
         train: &Dataset,
-        batch: usize,
+        recipe: &Recipe,
         memory: Option<u64>,
-        live: bool,
+        again: bool,
+        quiet: bool,
     ) -> Result<Teacher> {
+        let rows = train.rows();
         let classes = |n: &Network| n.mlp.sizes.last().copied().unwrap_or(0);
-        let bytes = 4 * train.rows() * self.networks.iter().map(classes).sum::<usize>();
-        if live || bytes > 1 << 30 {
-            return self.source(gpu, train, memory);
+        let bytes = 4 * rows * self.networks.iter().map(classes).sum::<usize>();
+        let again = again
+            || match recipe.length {
+                Length::Epochs(n) => n > 1,
+                Length::Steps(n) => n > rows.div_ceil(recipe.batch) as u64,
+            };
+        let live = recipe.regularize.jitter > 0 || !recipe.features.is_empty() || bytes > 1 << 30;
+        if live || !again {
+            let live = |n: &Network| Ok(Member::Live(n.mlp.clone(), Some(n.normalisation.clone())));
+            return self.members(gpu, train, memory, live);
         }
+        let batch = (recipe.batch / recipe.accumulate).min(rows);
         let answers = |n: &Network| {
-            let all = Inference::record_as(gpu, &n.mlp, train, Some(&n.normalisation), batch)?;
-            Member::cached(gpu, classes(n), all.logits_blocking(gpu)?.swap_remove(0), memory)
+            let inference = Inference::record_as(gpu, &n.mlp, train, Some(&n.normalisation), batch)?;
+            let steps = rows.div_ceil(batch) as u64;
+            let mut progress = Progress::new("asking the teacher", steps, quiet);
+            let (began, mut all) = (Instant::now(), Vec::with_capacity(rows * classes(n)));
+            inference.each_blocking(gpu, |rows, logits| {
+                all.extend(logits);
+                let done = rows.end.div_ceil(batch) as u64;
+                let left = began.elapsed().mul_f64((steps - done) as f64 / done as f64);
+                progress.at(done, steps, Some(left), "");
+                Ok(())
+            })?;
+            progress.finish();
+            Member::cached(gpu, classes(n), all, memory)
         };
         self.members(gpu, train, memory, answers)
     }

@@ -236,10 +236,9 @@ pub fn run(args: &Args, resolved: &Resolved) -> Result<()> {
     std::fs::create_dir_all(&args.out).map_err(|e| Error::io("create", &args.out, e))?;
     write_atomically(&args.out.join(options::FILE), resolved.text().as_bytes())?;
     let teachers = args.lesson.teacher.ready(&gpu, &models, cached, cells[0].loss.temperature)?;
-    let live = recipe.regularize.jitter > 0 || !recipe.features.is_empty();
     let rows = (recipe.batch / recipe.accumulate).min(split.train.rows());
     let memory = args.lesson.rows.device_memory;
-    let teacher = teachers.source_once(&gpu, &split.train, rows, memory, live)?;
+    let teacher = teachers.source(&gpu, &split.train, &recipe, memory, true, args.json)?;
     let most = |cell: &Cell<'_>| {
         let (asked, fit) = (args.at_once as usize, cell.fit(&gpu, rows));
         if fit < asked {
