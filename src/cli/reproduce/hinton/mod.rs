@@ -13,6 +13,7 @@ use crate::distill::infer::Inference;
 use crate::distill::regularize::Regularize;
 use crate::distill::step::{Loss, Optimizer, Teacher};
 use crate::error::Result;
+use crate::kernels::adam::Adam;
 use crate::mlp::Mlp;
 use crate::mlp::weights::Weights;
 use crate::train::schedule::{Schedule as Course, Schedules, Shape};
@@ -24,14 +25,17 @@ pub const SOURCE: &str =
 const BATCH: usize = 128;
 /// T of all students but those of the last rows.
 const TEMPERATURE: f64 = 20.0;
-/// Nesterov's momentum; the learning rate falls along half a cosine to 0.
+/// Of all but the student on 7s and 8s. Learning rates fall along half a cosine to 0.
+const ADAM: Optimizer =
+    Optimizer::Adam(Adam { beta_1: 0.9, beta_2: 0.999, epsilon: 1e-8, weight_decay: 0.0, decoupled: false });
 const SGD: Optimizer = Optimizer::Sgd { momentum: 0.9, nesterov: true, weight_decay: 0.0 };
 /// Of the teacher; the paper names all but the norm.
 const REGULARIZE: Regularize =
     Regularize { dropout: 0.5, input_dropout: 0.2, max_norm: Some(3.87), jitter: 2 };
 const SOFT: Loss = Loss { temperature: TEMPERATURE, hard_weight: 0.0, soft_weight: 1.0, ..Loss::HARD };
-const LR_HARD: f64 = 0.05;
-const LR_SOFT: f64 = 0.02;
+const LR_HARD: f64 = 0.001;
+const LR_SOFT: f64 = 0.003;
+const LR_PAIR: f64 = 0.02;
 /// Rows per batch where a network is asked about all training rows.
 const CACHE_BATCH: usize = 1000;
 
@@ -40,7 +44,10 @@ struct Plan {
     teacher: [usize; 2],
     teacher_epochs: u64,
     student: [usize; 2],
-    student_epochs: u64,
+    hard_epochs: u64,
+    soft_epochs: u64,
+    /// Passes over the rows that are no 3s.
+    without_epochs: u64,
     /// Passes over the 7s and 8s, a fifth of the rows.
     pair_epochs: u64,
     widths: Vec<Width>,
@@ -84,25 +91,31 @@ impl Plan {
                 teacher: [1200, 1200],
                 teacher_epochs: 200,
                 student: [800, 800],
-                student_epochs: 60,
+                hard_epochs: 60,
+                soft_epochs: 100,
+                without_epochs: 60,
                 pair_epochs: 60,
                 widths: vec![width(800, ALL_T, 2, 40), width(300, ALL_T, 3, 40), width(30, ALL_T, 10, 40)],
                 bars: Bars { teacher: 85, hard: [120, 175], soft: 100, gap: 0.6, widths: true },
             },
             Schedule::Quick => Self {
                 teacher: [1200, 1200],
-                teacher_epochs: 40,
+                teacher_epochs: 38,
                 student: [800, 800],
-                student_epochs: 16,
+                hard_epochs: 8,
+                soft_epochs: 24,
+                without_epochs: 11,
                 pair_epochs: 20,
-                widths: vec![width(800, FEW_T, 1, 2), width(300, FEW_T, 1, 4), width(30, ALL_T, 5, 4)],
+                widths: vec![width(800, FEW_T, 1, 1), width(300, FEW_T, 1, 3), width(30, ALL_T, 3, 4)],
                 bars: QUICK,
             },
             Schedule::Smoke => Self {
                 teacher: [24, 24],
                 teacher_epochs: 3,
                 student: [16, 16],
-                student_epochs: 3,
+                hard_epochs: 3,
+                soft_epochs: 3,
+                without_epochs: 3,
                 pair_epochs: 3,
                 widths: vec![width(12, ALL_T, 1, 1), width(6, ALL_T, 2, 1)],
                 bars: QUICK,
@@ -114,8 +127,8 @@ impl Plan {
 /// All that the rows need.
 struct Networks {
     teacher: Mlp,
-    /// Hard and soft.
-    all: Mlp,
+    hard: Mlp,
+    soft: Mlp,
     /// Soft, and with hard labels.
     without_3: Mlp,
     only_7_8: Mlp,
@@ -137,7 +150,7 @@ fn train(stage: &mut Stage<'_>, plan: &Plan, seed: u64) -> Result<Networks> {
         let schedules = Schedules { lr: Course { warmup: 0, shape }, ..Schedules::default() };
         Replica { seed, lr, loss, schedules, student }
     };
-    let of = 4 + plan.widths.iter().map(|w| w.seeds).sum::<u64>();
+    let of = 5 + plan.widths.iter().map(|w| w.seeds).sum::<u64>();
     let labels = stage.train.labels.clone().unwrap_or_default();
     let start = stage.start(&plan.student, seed)?;
     let starts_of =
@@ -148,7 +161,7 @@ fn train(stage: &mut Stage<'_>, plan: &Plan, seed: u64) -> Result<Networks> {
         names: vec!["teacher".to_owned()],
         rows: Rows::default(),
         teacher: &Teacher::None,
-        recipe: Recipe { regularize: REGULARIZE, ..recipe(BATCH, plan.teacher_epochs, SGD) },
+        recipe: Recipe { regularize: REGULARIZE, ..recipe(BATCH, plan.teacher_epochs, ADAM) },
         replicas: vec![replica(Loss::HARD, LR_HARD, seed, stage.start(&plan.teacher, seed)?)],
     })?;
     // The students see the rows as they are, so the teacher answers once for all of them.
@@ -156,23 +169,26 @@ fn train(stage: &mut Stage<'_>, plan: &Plan, seed: u64) -> Result<Networks> {
     let targets = Teacher::Cached(targets);
 
     let mut number = 1;
-    let mut train = |what: &str, walked: Vec<Vec<u32>>, epochs: u64, members: Vec<(String, Replica)>| {
+    let mut train = |what: &str, walked: Vec<Vec<u32>>, recipe: Recipe, members: Vec<(String, Replica)>| {
         number += 1;
         let (names, replicas) = members.into_iter().unzip();
         let rows = Rows { walked, ..Rows::default() };
-        let (what, recipe) = (format!("{number}/{of} {what}"), recipe(BATCH, epochs, SGD));
+        let what = format!("{number}/{of} {what}");
         stage.train(Group { what, names, rows, teacher: &targets, recipe, replicas })
     };
     let member = |name: &str, loss: Loss, lr: f64| (name.to_owned(), replica(loss, lr, seed, start.clone()));
+    let adam = |epochs: u64| recipe(BATCH, epochs, ADAM);
     let without = |dropped: &[u32]| vec![drop_classes(&labels, dropped)];
     let control = Loss { hard_weight: 0.5, soft_weight: 0.5, ..SOFT };
-    let on_all = vec![member("hard", Loss::HARD, LR_HARD), member("soft", SOFT, LR_SOFT)];
-    let all = train("students on all rows", Vec::new(), plan.student_epochs, on_all)?;
-    let on_some = vec![member("without-3", SOFT, LR_SOFT), member("without-3-control", control, LR_SOFT)];
-    let without_3 = train("students without 3s", without(&[3]), plan.student_epochs, on_some)?;
-    let on_two = vec![member("only-7-8", SOFT, LR_SOFT)];
-    let only_7_8 =
-        train("student on 7s and 8s", without(&[0, 1, 2, 3, 4, 5, 6, 9]), plan.pair_epochs, on_two)?;
+    let one = vec![member("hard", Loss::HARD, LR_HARD)];
+    let hard = train("student, hard labels", Vec::new(), adam(plan.hard_epochs), one)?;
+    let one = vec![member("soft", SOFT, LR_SOFT)];
+    let soft = train("student, soft targets", Vec::new(), adam(plan.soft_epochs), one)?;
+    let two = vec![member("without-3", SOFT, LR_SOFT), member("without-3-control", control, LR_SOFT)];
+    let without_3 = train("students without 3s", without(&[3]), adam(plan.without_epochs), two)?;
+    let one = vec![member("only-7-8", SOFT, LR_PAIR)];
+    let rest = [0, 1, 2, 3, 4, 5, 6, 9];
+    let only_7_8 = train("student on 7s and 8s", without(&rest), recipe(BATCH, plan.pair_epochs, SGD), one)?;
     let mut by_width = Vec::new();
     for (width, starts) in plan.widths.iter().zip(starts) {
         // Those of one seed share their rows.
@@ -184,9 +200,9 @@ fn train(stage: &mut Stage<'_>, plan: &Plan, seed: u64) -> Result<Networks> {
             };
             let what = format!("{} units by temperature, seed {s}", width.units);
             let members = width.temperatures.iter().map(of_t).collect();
-            of_seeds.push(train(&what, Vec::new(), width.epochs, members)?);
+            of_seeds.push(train(&what, Vec::new(), adam(width.epochs), members)?);
         }
         by_width.push(of_seeds);
     }
-    Ok(Networks { teacher, all, without_3, only_7_8, by_width })
+    Ok(Networks { teacher, hard, soft, without_3, only_7_8, by_width })
 }

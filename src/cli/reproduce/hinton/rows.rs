@@ -10,7 +10,9 @@ use crate::reference::{Matrix, argmax};
 use crate::report::quality::Quality;
 use crate::report::stats::{Estimate, mcnemar};
 
-use super::{BATCH, Bars, CACHE_BATCH, LR_HARD, LR_SOFT, Networks, Plan, REGULARIZE, SOURCE, WIDE, Width};
+use super::{
+    BATCH, Bars, CACHE_BATCH, LR_HARD, LR_PAIR, LR_SOFT, Networks, Plan, REGULARIZE, SOURCE, WIDE, Width,
+};
 
 /// A network's outputs on the rows to judge on.
 type Judged = (Matrix, Quality);
@@ -20,11 +22,12 @@ pub fn judge(stage: &Stage<'_>, plan: &Plan, networks: &Networks) -> Result<Find
     let errors = |networks: &Mlp| -> Result<Vec<usize>> {
         Ok(stage.judge(networks)?.iter().map(|(_, quality)| quality.errors).collect())
     };
-    let teacher = errors(&networks.teacher)?[0];
-    let all = errors(&networks.all)?;
-    let mut rows = full_set(&plan.bars, teacher, all[0], all[1]);
+    let [teacher, hard, soft] =
+        [&networks.teacher, &networks.hard, &networks.soft].map(|n| errors(n).map(|all| all[0]));
+    let soft = soft?;
+    let mut rows = full_set(&plan.bars, teacher?, hard?, soft);
     let without_3 = stage.judge(&networks.without_3)?;
-    rows.extend(without_threes(&Repaired::of(stage, &networks.without_3, &[3], &[3.5])?, all[1]));
+    rows.extend(without_threes(&Repaired::of(stage, &networks.without_3, &[3], &[3.5])?, soft));
     rows.push(control_row(stage, &without_3[0], &without_3[1]));
     let repaired = Repaired::of(stage, &networks.only_7_8, &[7, 8], &[-7.6, -7.6])?;
     rows.extend(sevens_and_eights(&repaired, stage.test.rows()));
@@ -44,8 +47,9 @@ pub fn judge(stage: &Stage<'_>, plan: &Plan, networks: &Networks) -> Result<Find
          of the training rows, and the paper's constants are shown beside them."
             .to_owned(),
         format!(
-            "One seed but for the widths. SGD with Nesterov momentum 0.9, batch {BATCH}, learning rate {LR_HARD} on \
-             labels and {LR_SOFT} on soft targets, along half a cosine to 0; max-norm {}.",
+            "One seed but for the widths. Adam, batch {BATCH}, learning rate {LR_HARD} on labels and {LR_SOFT} on soft \
+             targets; on 7s and 8s SGD with Nesterov momentum 0.9 and {LR_PAIR}; all along half a cosine to 0; \
+             max-norm {}.",
             REGULARIZE.max_norm.unwrap_or_default()
         ),
     ];
