@@ -21,6 +21,8 @@ pub const EVAL_BATCH: usize = 1000;
 pub struct Cohort<'a> {
     pub gpu: &'a Gpu,
     pub train: &'a Dataset,
+    /// A student whose numbers are no longer finite falls out and the others go on; it ends the run if not.
+    pub let_fall: bool,
     /// Print no progress.
     pub quiet: bool,
 }
@@ -45,25 +47,10 @@ impl Cohort<'_> {
         replicas: Vec<Replica>,
     ) -> Result<Trained> {
         let began = Instant::now();
-        self.finish(title, began, Run::new(self.gpu, self.train, rows, teacher, recipe, replicas)?)
-    }
-
-    /// The same where a student whose numbers are no longer finite falls out and the others go on.
-    pub fn train_on(
-        &self,
-        title: &str,
-        rows: Rows,
-        teacher: &Teacher,
-        recipe: Recipe,
-        replicas: Vec<Replica>,
-    ) -> Result<Trained> {
-        let began = Instant::now();
         let mut run = Run::new(self.gpu, self.train, rows, teacher, recipe, replicas)?;
-        run.let_fall();
-        self.finish(title, began, run)
-    }
-
-    fn finish(&self, title: &str, began: Instant, mut run: Run<'_>) -> Result<Trained> {
+        if self.let_fall {
+            run.let_fall();
+        }
         let mut progress = Progress::new(title, run.steps, self.quiet);
         let mut shown = 0;
         run.advance(run.steps, |row| {

@@ -180,7 +180,7 @@ impl Stage<'_> {
             schedules: Schedules::default(),
             student: start.clone(),
         });
-        let cohort = Cohort { gpu: self.gpu, train: self.train, quiet: self.args.json };
+        let cohort = Cohort { gpu: self.gpu, train: self.train, let_fall: false, quiet: self.args.json };
         cohort.train(title, rows, teacher, recipe, replicas.collect())
     }
 

@@ -220,9 +220,7 @@ impl Job<'_> {
         dir.metrics.sync()?;
         let weights = run.students().read_blocking(self.gpu)?.swap_remove(0);
         let model = dir.root.join(self.file);
-        let normalisation = Some(self.split.train.normalisation.clone());
-        let class_names = self.split.train.class_names.clone();
-        let student = Model { weights, normalisation, class_names, activation_known: true };
+        let student = Model::trained_on(&self.split.train, weights);
         student.save(&model, self.output.form.options())?;
         let weights = student.weights;
         let outcome = Outcome {

@@ -182,7 +182,8 @@ impl Seeds<'_> {
         };
         let replicas = self.starts.iter().map(replica).collect();
         let recipe = Recipe { length, ..self.recipe.clone() };
-        let cohort = Cohort { gpu: self.gpu, train: &self.split.train, quiet: self.output.call.json };
+        let (train, quiet) = (&self.split.train, self.output.call.json);
+        let cohort = Cohort { gpu: self.gpu, train, let_fall: false, quiet };
         cohort.train(title, rows, teacher, recipe, replicas)
     }
 
@@ -191,11 +192,8 @@ impl Seeds<'_> {
         for (weights, (seed, _)) in students.read_blocking(self.gpu)?.into_iter().zip(&self.starts) {
             let folder = folder.join(format!("{kind}-{seed}"));
             std::fs::create_dir_all(&folder).map_err(|e| Error::io("create", &folder, e))?;
-            let train = &self.split.train;
-            let normalisation = Some(train.normalisation.clone());
-            let class_names = train.class_names.clone();
-            let model = Model { weights, normalisation, class_names, activation_known: true };
-            model.save(&folder.join(file), self.output.form.options())?;
+            Model::trained_on(&self.split.train, weights)
+                .save(&folder.join(file), self.output.form.options())?;
         }
         Ok(())
     }

@@ -102,7 +102,7 @@ pub fn run(stage: &mut Stage<'_>, schedule: Schedule, seed: u64, train_teacher: 
         }],
     })?;
     let starts = seeds().map(|s| stage.start(plan.student, s)).collect::<Result<Vec<_>>>()?;
-    let frozen = Teacher::Live(teacher.clone());
+    let frozen = stage.targets(&teacher)?;
     let students = recipe(BATCH, plan.student_epochs, ADAM);
     let ways = [
         ("scratch", "students from scratch", &Teacher::None, Loss::HARD),

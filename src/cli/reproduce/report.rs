@@ -102,7 +102,7 @@ impl Report {
             format!("{} {} rows, after training on {}", self.judged_rows, self.judged, self.trained_rows);
         vec![
             ("source", self.source.to_owned()),
-            ("command", format!("`{}`", self.command)),
+            ("command", self.command.clone()),
             ("version", format!("limbeck {}", self.limbeck)),
             ("adapter", self.adapter.clone()),
             ("seed", self.seed.to_string()),
@@ -161,7 +161,7 @@ impl Report {
         }
         println!();
         for (name, fact) in self.facts() {
-            println!("{name:<10} {}", fact.trim_matches('`'));
+            println!("{name:<10} {}", fact);
         }
         for note in &self.notes {
             println!("- {note}");

@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::cli::cohort::{Cohort, logits_of_each};
+use crate::cli::cohort::{Cohort, EVAL_BATCH, logits_of_each};
 use crate::cli::reproduce::Args;
 use crate::data::{Dataset, Split};
+use crate::distill::infer::Inference;
 use crate::distill::step::{Guard, Optimizer, Teacher};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
@@ -82,7 +83,7 @@ impl<'a> Stage<'a> {
         let (networks, seconds) = match self.kept(&names, &sizes)? {
             Some(networks) => (networks, None),
             None => {
-                let cohort = Cohort { gpu: self.gpu, train: self.train, quiet: self.quiet };
+                let cohort = Cohort { gpu: self.gpu, train: self.train, let_fall: false, quiet: self.quiet };
                 let trained = cohort.train(&what, rows, teacher, recipe, replicas)?;
                 self.keep(&trained.students, &names)?;
                 (trained.students, Some(trained.seconds))
@@ -118,10 +119,7 @@ impl<'a> Stage<'a> {
             return Ok(());
         }
         for (weights, file) in networks.read_blocking(self.gpu)?.into_iter().zip(files) {
-            let normalisation = Some(self.train.normalisation.clone());
-            let class_names = self.train.class_names.clone();
-            let model = Model { weights, normalisation, class_names, activation_known: true };
-            model.save(&file, SaveOptions::default())?;
+            Model::trained_on(self.train, weights).save(&file, SaveOptions::default())?;
         }
         Ok(())
     }
@@ -129,6 +127,12 @@ impl<'a> Stage<'a> {
     fn files(&self, names: &[String]) -> Vec<PathBuf> {
         let file = |folder: &PathBuf| names.iter().map(|n| folder.join(format!("{n}.safetensors"))).collect();
         self.folder.as_ref().map(file).unwrap_or_default()
+    }
+
+    /// What `teacher` says of the training rows as they are, asked once for all students.
+    pub fn targets(&self, teacher: &Mlp) -> Result<Teacher> {
+        let answers = Inference::record(self.gpu, teacher, self.train, EVAL_BATCH)?;
+        Ok(Teacher::Cached(answers.cache(self.gpu)?))
     }
 
     /// Logits of each network over the rows to judge on, and what they are worth.

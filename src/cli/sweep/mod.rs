@@ -336,10 +336,11 @@ impl Sweep<'_> {
             Ok(Replica { seed, lr: *lr, loss: *loss, schedules: lesson.schedules(), student })
         };
         let replicas = places.iter().map(replica).collect::<Result<Vec<_>>>()?;
-        let cohort = Cohort { gpu: self.gpu, train: &self.split.train, quiet: self.args.json };
+        let cohort =
+            Cohort { gpu: self.gpu, train: &self.split.train, let_fall: true, quiet: self.args.json };
         let rows = Rows { device_memory: lesson.rows.device_memory, ..Rows::default() };
         let title = format!("distilling {} students", places.len());
-        let trained = cohort.train_on(&title, rows, &self.teacher, self.recipe.clone(), replicas)?;
+        let trained = cohort.train(&title, rows, &self.teacher, self.recipe.clone(), replicas)?;
         let weights = trained.students.read_blocking(self.gpu)?;
         let ends = weights.into_iter().zip(trained.fallen);
         let student = |(&place, (weights, fallen)): (&Place, (Weights, Option<u64>))| {

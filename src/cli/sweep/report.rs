@@ -121,10 +121,7 @@ pub fn choose(cells: &[Cell<'_>], students: &[Student]) -> Option<usize> {
 
 /// Writes a student as `distill` does.
 pub fn save(path: &Path, student: &Student, train: &Dataset, form: &FormArgs) -> Result<()> {
-    let normalisation = Some(train.normalisation.clone());
-    let class_names = train.class_names.clone();
-    let weights = student.weights.clone();
-    Model { weights, normalisation, class_names, activation_known: true }.save(path, form.options())
+    Model::trained_on(train, student.weights.clone()).save(path, form.options())
 }
 
 fn line(grid: &Grid, number: usize, cell: &Cell<'_>, students: &[Student]) -> Line {

@@ -13,7 +13,7 @@ use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
-use crate::data::Normalisation;
+use crate::data::{Dataset, Normalisation};
 pub use read::ReadOptions;
 pub use write::{SaveOptions, StoredType};
 
@@ -54,6 +54,14 @@ pub struct Model {
     pub class_names: Option<Vec<String>>,
     /// False where neither file nor caller named the activation, so that ReLU was assumed.
     pub activation_known: bool,
+}
+
+impl Model {
+    /// A network that was trained on `data`, with its normalisation and class names.
+    pub fn trained_on(data: &Dataset, weights: Weights) -> Self {
+        let normalisation = Some(data.normalisation.clone());
+        Self { weights, normalisation, class_names: data.class_names.clone(), activation_known: true }
+    }
 }
 
 /// How initial weights are drawn. Biases start at zero.

@@ -1,7 +1,7 @@
 //! Section 3 of Hinton, Vinyals and Dean (2015), "Distilling the Knowledge in a Neural Network": MNIST.
 //!
 //! The paper fixes shapes, dropout, max-norm, jitter and T. Epochs, learning rates and the norm are ours,
-//! chosen on held-back training rows (`--judge validation`), never on the test rows.
+//! chosen on held-back training rows: docs/results.md.
 
 mod rows;
 
@@ -9,7 +9,6 @@ use crate::cli::reproduce::Schedule;
 use crate::cli::reproduce::report::Findings;
 use crate::cli::reproduce::stage::{Group, Stage, recipe};
 use crate::data::split::drop_classes;
-use crate::distill::infer::Inference;
 use crate::distill::regularize::Regularize;
 use crate::distill::step::{Loss, Optimizer, Teacher};
 use crate::error::Result;
@@ -36,8 +35,6 @@ const SOFT: Loss = Loss { temperature: TEMPERATURE, hard_weight: 0.0, soft_weigh
 const LR_HARD: f64 = 0.001;
 const LR_SOFT: f64 = 0.003;
 const LR_PAIR: f64 = 0.02;
-/// Rows per batch where a network is asked about all training rows.
-const CACHE_BATCH: usize = 1000;
 
 /// How long, how wide, and what is asked.
 struct Plan {
@@ -79,35 +76,33 @@ struct Bars {
     widths: bool,
 }
 
-const QUICK: Bars = Bars { teacher: 120, hard: [120, 185], soft: 135, gap: 0.5, widths: false };
-
 const ALL_T: &[f64] = &[1.0, 2.5, 4.0, 8.0, 12.0, 20.0, 40.0];
 const FEW_T: &[f64] = &[1.0, 8.0, 20.0, 40.0];
 
 impl Plan {
     fn of(schedule: Schedule) -> Self {
+        let quick = Self {
+            teacher: [1200, 1200],
+            teacher_epochs: 38,
+            student: [800, 800],
+            hard_epochs: 8,
+            soft_epochs: 24,
+            without_epochs: 11,
+            pair_epochs: 20,
+            widths: vec![width(800, FEW_T, 1, 1), width(300, FEW_T, 1, 3), width(30, ALL_T, 3, 4)],
+            bars: Bars { teacher: 120, hard: [120, 185], soft: 135, gap: 0.5, widths: false },
+        };
         match schedule {
+            Schedule::Quick => quick,
             Schedule::Full => Self {
-                teacher: [1200, 1200],
                 teacher_epochs: 200,
-                student: [800, 800],
                 hard_epochs: 60,
                 soft_epochs: 100,
                 without_epochs: 60,
                 pair_epochs: 60,
                 widths: vec![width(800, ALL_T, 2, 40), width(300, ALL_T, 3, 40), width(30, ALL_T, 10, 40)],
                 bars: Bars { teacher: 85, hard: [120, 175], soft: 100, gap: 0.6, widths: true },
-            },
-            Schedule::Quick => Self {
-                teacher: [1200, 1200],
-                teacher_epochs: 38,
-                student: [800, 800],
-                hard_epochs: 8,
-                soft_epochs: 24,
-                without_epochs: 11,
-                pair_epochs: 20,
-                widths: vec![width(800, FEW_T, 1, 1), width(300, FEW_T, 1, 3), width(30, ALL_T, 3, 4)],
-                bars: QUICK,
+                ..quick
             },
             Schedule::Smoke => Self {
                 teacher: [24, 24],
@@ -118,7 +113,7 @@ impl Plan {
                 without_epochs: 3,
                 pair_epochs: 3,
                 widths: vec![width(12, ALL_T, 1, 1), width(6, ALL_T, 2, 1)],
-                bars: QUICK,
+                ..quick
             },
         }
     }
@@ -164,9 +159,7 @@ fn train(stage: &mut Stage<'_>, plan: &Plan, seed: u64) -> Result<Networks> {
         recipe: Recipe { regularize: REGULARIZE, ..recipe(BATCH, plan.teacher_epochs, ADAM) },
         replicas: vec![replica(Loss::HARD, LR_HARD, seed, stage.start(&plan.teacher, seed)?)],
     })?;
-    // The students see the rows as they are, so the teacher answers once for all of them.
-    let targets = Inference::record(stage.gpu, &teacher, stage.train, CACHE_BATCH)?.cache(stage.gpu)?;
-    let targets = Teacher::Cached(targets);
+    let targets = stage.targets(&teacher)?;
 
     let mut number = 1;
     let mut train = |what: &str, walked: Vec<Vec<u32>>, recipe: Recipe, members: Vec<(String, Replica)>| {

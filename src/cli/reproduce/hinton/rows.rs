@@ -1,8 +1,8 @@
 //! The paper's claims, one to a row, and what our networks say to them.
 
+use crate::cli::cohort::logits_of_each;
 use crate::cli::reproduce::report::{Findings, Row, Table};
 use crate::cli::reproduce::stage::Stage;
-use crate::distill::infer::Inference;
 use crate::error::Result;
 use crate::mlp::Mlp;
 use crate::mlp::repair::Repair;
@@ -10,9 +10,7 @@ use crate::reference::{Matrix, argmax};
 use crate::report::quality::Quality;
 use crate::report::stats::{Estimate, mcnemar};
 
-use super::{
-    BATCH, Bars, CACHE_BATCH, LR_HARD, LR_PAIR, LR_SOFT, Networks, Plan, REGULARIZE, SOURCE, WIDE, Width,
-};
+use super::{BATCH, Bars, LR_HARD, LR_PAIR, LR_SOFT, Networks, Plan, REGULARIZE, SOURCE, WIDE, Width};
 
 /// A network's outputs on the rows to judge on.
 type Judged = (Matrix, Quality);
@@ -98,9 +96,7 @@ struct Repaired {
 impl Repaired {
     /// Of the first of `students`; repairs the biases of `classes` to their shares of the training labels.
     fn of(stage: &Stage<'_>, students: &Mlp, classes: &[usize], constants: &[f64]) -> Result<Self> {
-        let trained = Inference::record(stage.gpu, students, stage.train, CACHE_BATCH)?;
-        let trained = trained.logits_blocking(stage.gpu)?.swap_remove(0);
-        let trained = Matrix::from_f32(stage.train.rows(), stage.train.classes, &trained);
+        let trained = logits_of_each(stage.gpu, students, stage.train)?.swap_remove(0);
         let labels = stage.train.labels.as_deref().unwrap_or_default();
         let mut prior = vec![0.0; stage.train.classes];
         labels.iter().for_each(|l| prior[*l as usize] += 1.0 / labels.len() as f64);
