@@ -33,7 +33,7 @@ pub struct Args {
     #[arg(value_enum, required_unless_present = "list")]
     what: Option<What>,
     /// Show what there is.
-    #[arg(long, exclusive = true)]
+    #[arg(long)]
     list: bool,
     /// Folder of MNIST's four IDX files (train-images-idx3-ubyte[.gz], …).
     #[arg(long, value_name = "DIR", required_unless_present = "list")]
@@ -100,7 +100,7 @@ fn name(value: impl ValueEnum) -> String {
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    let (Some(what), Some(folder)) = (args.what, &args.data) else {
+    let (Some(what), Some(folder)) = (args.what.filter(|_| !args.list), &args.data) else {
         list();
         return Ok(());
     };
