@@ -5,7 +5,6 @@ use std::process::ExitCode;
 use limbeck::cli;
 
 fn main() -> ExitCode {
-    limbeck::gpu::environment::prepare();
     limbeck::gpu::device::install_panic_hook();
     // wgpu speaks through `log`; by default it only says what went wrong.
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("off")).init();

@@ -121,6 +121,41 @@ fn devices_lists_the_adapter_that_a_run_takes() {
     assert_eq!((report["schema_version"].as_u64(), chosen), (Some(1), 1));
 }
 
+/// Small steps keep lavapipe to one thread; a user's own setting gives the same weights.
+#[test]
+fn the_driver_s_threads_change_no_bit() {
+    let bench = Bench::new();
+    let hash = |threads: Option<&str>| {
+        let args = bench.train("out", &["--json", "--force"]);
+        let mut command = Command::cargo_bin("limbeck").expect("the binary is built");
+        command.args(args).env_remove("LP_NUM_THREADS").envs(threads.map(|n| ("LP_NUM_THREADS", n)));
+        let out = command.output().expect("it runs");
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        serde_json::from_slice::<serde_json::Value>(&out.stdout).expect("JSON")["weights_sha256"].clone()
+    };
+    let alone = hash(None);
+    assert!(alone.is_string());
+    assert_eq!([hash(Some("1")), hash(Some("3"))], [alone.clone(), alone]);
+}
+
+#[test]
+fn bench_measures_pairs_of_both_sizes() {
+    let result = json(&["bench", "step", "--compare", "--shapes", "small,hinton", "--json"]);
+    let records = result["records"].as_array().expect("a list");
+    let of = |name: &str| records.iter().filter(|r| r["shape"] == name).collect::<Vec<_>>();
+    for pair in ["small", "hinton"] {
+        let [record] = of(pair)[..] else { panic!("one record of {pair} in {result}") };
+        for key in ["median_ms", "steps_per_second", "fraction_of_peak", "fraction_of_matmul"] {
+            assert!(record[key].as_f64().is_some_and(|v| v > 0.0), "{pair}: {key} in {record}");
+        }
+        let timed = &result["dispatches"][pair];
+        let head = timed.as_array().map(|rows| rows.iter().any(|row| row["label"] == "head"));
+        assert_ne!(head, Some(false), "{timed}");
+    }
+    // The peaks are those of one process.
+    assert_eq!(of("chains").len(), 3, "{result}");
+}
+
 #[test]
 fn train_distill_eval() {
     let bench = Bench::new();

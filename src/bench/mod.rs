@@ -11,17 +11,19 @@ pub mod peak;
 pub mod step;
 pub mod tune;
 
-use serde::Serialize;
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Program};
 use crate::reference::{self, Bounded};
 
 /// A measurement; what does not apply is absent.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Record {
     /// `peak`, `matmul`, `head` or `step`.
-    pub bench: &'static str,
+    pub bench: Cow<'static, str>,
     /// Kernel variant.
     pub variant: String,
     /// The shape's name.
@@ -100,7 +102,7 @@ impl Times {
     pub fn record(&self, bench: &'static str, variant: &str, shape: &str, flops: f64, bytes: f64) -> Record {
         let rate = |work: f64| (work > 0.0).then(|| work / self.median * 1e-9);
         Record {
-            bench,
+            bench: bench.into(),
             variant: variant.to_owned(),
             shape: shape.to_owned(),
             median_ms: self.median * 1e3,

@@ -1,11 +1,15 @@
 //! A whole distillation step, end to end and dispatch by dispatch.
 
+use std::borrow::Cow;
 use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
 
 use crate::bench::{Record, Times, peak::Peak};
 use crate::data::{Dataset, Elements};
 use crate::distill::Feed;
 use crate::distill::step::{Guard, Loss, Micro, Optimizer, Step, Teacher};
+use crate::distill::step_flops;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::gpu::program::SLOTS;
@@ -51,14 +55,17 @@ const ROWS: usize = 4096;
 const LOSS: Loss = Loss { temperature: 4.0, hard_weight: 0.1, soft_weight: 0.9, ..Loss::HARD };
 const ADAM: Adam = Adam { beta_1: 0.9, beta_2: 0.999, epsilon: 1e-8, weight_decay: 0.0, decoupled: false };
 
-/// Floating-point operations of the matrix products in a layer chain: forward, weight gradient
-/// and, but for the first layer, input gradient.
-fn flops(pair: &Pair) -> f64 {
-    let products = |sizes: &[usize]| sizes.windows(2).map(|s| (s[0] * s[1]) as f64).collect::<Vec<_>>();
-    let (teacher, student) = (products(pair.teacher), products(pair.student));
-    let forward: f64 = teacher.iter().sum();
-    let trained: f64 = student.iter().enumerate().map(|(i, p)| if i == 0 { 2.0 * p } else { 3.0 * p }).sum();
-    2.0 * pair.batch as f64 * (forward + pair.replicas as f64 * trained)
+impl Pair {
+    /// FLOPs of a step.
+    pub fn flops(&self) -> f64 {
+        let asked = self.teacher.windows(2).map(|s| (s[0] * s[1]) as f64).sum();
+        step_flops(asked, self.student, self.replicas, self.batch)
+    }
+}
+
+/// The pairs of these names, all for none.
+pub fn pairs(names: &[String]) -> impl Iterator<Item = &'static Pair> {
+    PAIRS.iter().filter(move |p| names.is_empty() || names.iter().any(|n| n == p.name))
 }
 
 /// A pair's step, recorded.
@@ -152,33 +159,38 @@ impl<'a> Bench<'a> {
         let rows = self.step.program().dispatches().enumerate().map(|(i, (label, kernel, work))| {
             let times = Times::of(runs.iter().map(|r| r[i] * 1e-3).collect());
             let floor = (work.flops / peak.flops).max(work.bytes / peak.bytes);
-            DispatchTime { label: label.to_owned(), kernel, us: times.median, floor_us: 1e6 * floor }
+            DispatchTime {
+                label: label.to_owned(),
+                kernel: kernel.into(),
+                us: times.median,
+                floor_us: 1e6 * floor,
+            }
         });
         Ok(Some(rows.collect()))
     }
 }
 
 /// One dispatch of a step.
-#[derive(Clone, Debug, serde::Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct DispatchTime {
     /// `student.l1.matmul`
     pub label: String,
     /// The shader.
-    pub kernel: &'static str,
+    pub kernel: Cow<'static, str>,
     /// Median microseconds, by the device's timestamps.
     pub us: f64,
     /// The least that its FLOPs at the FMA peak or its bytes at the copy bandwidth would take.
     pub floor_us: f64,
 }
 
-/// Steps per second of the named pairs (all for an empty list). `matmul_rate` is the 1024^3 rate
+/// Steps per second of pairs. `matmul_rate` is the 1024^3 rate
 /// of this run in FLOP/s.
 ///
 /// # Errors
 /// [`Error::Run`] where a step goes wrong; [`Error::Device`].
-pub fn run(gpu: &Gpu, peak: &Peak, matmul_rate: f64, names: &[String]) -> Result<Vec<Record>> {
+pub fn run(gpu: &Gpu, peak: &Peak, matmul_rate: f64, pairs: &[&Pair]) -> Result<Vec<Record>> {
     let mut records = Vec::new();
-    for pair in PAIRS.iter().filter(|p| names.is_empty() || names.iter().any(|n| n == p.name)) {
+    for &pair in pairs {
         let mut bench = Bench::new(gpu, *pair)?;
         bench.check()?;
         // As a run paces itself: about 50 ms to a submission.
@@ -190,7 +202,7 @@ pub fn run(gpu: &Gpu, peak: &Peak, matmul_rate: f64, names: &[String]) -> Result
             seconds.push(bench.train(0.6, per_submission)?);
         }
         let times = Times::of(seconds);
-        let work = flops(pair);
+        let work = pair.flops();
         let mut record = times.record("step", &format!("batch-{}", pair.batch), pair.name, work, 0.0);
         record.fraction_of_peak = Some(work / times.median / peak.flops);
         record.fraction_of_matmul = Some(work / (times.median * matmul_rate));

@@ -1,17 +1,24 @@
 //! `limbeck bench`
 
-use clap::Subcommand;
+use std::collections::BTreeMap;
+use std::process::Stdio;
 
+use clap::Subcommand;
+use serde::Deserialize;
+
+use crate::bench::step::{DispatchTime, Pair};
 use crate::bench::{Record, head, matmul, peak, step};
 use crate::cli::common::DeviceArgs;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
+use crate::gpu::environment::{self, LAVAPIPE_THREADS};
 use crate::report::table;
 
 /// Measures kernels and the whole step against what the device can do at best.
 ///
 /// Every result is checked against the f64 reference before it is timed. Run it when nothing else
-/// is running; the fractions and ratios are taken within one run.
+/// is running; the fractions and ratios are taken within one run. On lavapipe small pairs are measured in
+/// a process of their own, with one thread, as runs of their size have it.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(subcommand)]
@@ -47,6 +54,15 @@ enum What {
     All,
 }
 
+impl Args {
+    /// Of the pairs whose steps are measured, if nothing else is and they agree on what the driver is told.
+    pub fn step_flops(&self) -> Option<f64> {
+        let mut flops = step::pairs(&self.shapes).map(Pair::flops);
+        let first = matches!(self.what, What::Step { .. }).then(|| flops.next())??;
+        flops.all(|f| environment::alone(f) == environment::alone(first)).then_some(first)
+    }
+}
+
 pub fn run(args: &Args) -> Result<()> {
     let gpu = args.device.open(args.json)?;
     check_names(args)?;
@@ -60,20 +76,27 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let mut profiles = Vec::new();
     if all || matches!(args.what, What::Step { .. }) {
-        let rate = square_rate(&gpu)?;
-        records.extend(step::run(&gpu, &best, rate, &args.shapes)?);
-        if matches!(args.what, What::Step { compare: true }) {
-            for pair in step::PAIRS
-                .iter()
-                .filter(|p| args.shapes.is_empty() || args.shapes.iter().any(|s| s == p.name))
-            {
-                profiles.push((pair.name, step::Bench::new(&gpu, *pair)?.profile(&best)?));
+        let compare = matches!(args.what, What::Step { compare: true });
+        let (apart, here): (Vec<_>, Vec<_>) =
+            step::pairs(&args.shapes).partition(|pair| is_apart(&gpu, pair));
+        if !here.is_empty() {
+            let rate = square_rate(&gpu)?;
+            records.extend(step::run(&gpu, &best, rate, &here)?);
+        }
+        if compare {
+            for pair in here {
+                profiles.push((pair.name.to_owned(), step::Bench::new(&gpu, *pair)?.profile(&best)?));
             }
+        }
+        if !apart.is_empty() {
+            let measured = measure_apart(args, compare, &apart)?;
+            records.extend(measured.records.into_iter().filter(|r| r.bench == "step"));
+            profiles.extend(measured.dispatches);
         }
     }
     if args.json {
         let profiles: serde_json::Map<_, _> =
-            profiles.iter().map(|(name, rows)| ((*name).to_owned(), serde_json::json!(rows))).collect();
+            profiles.into_iter().map(|(name, rows)| (name, serde_json::json!(rows))).collect();
         println!(
             "{}",
             serde_json::json!({
@@ -90,10 +113,38 @@ pub fn run(args: &Args) -> Result<()> {
         println!();
         match rows {
             None => println!("{name}: the device has no timestamps, so dispatches cannot be told apart"),
-            Some(rows) => print!("{}", table::render(&profile_lines(name, &rows))),
+            Some(rows) => print!("{}", table::render(&profile_lines(&name, &rows))),
         }
     }
     Ok(())
+}
+
+/// What another process of the harness printed.
+#[derive(Deserialize)]
+struct Measured {
+    records: Vec<Record>,
+    dispatches: BTreeMap<String, Option<Vec<DispatchTime>>>,
+}
+
+/// Whether a run of the pair's size would tell lavapipe something that this process has not.
+fn is_apart(gpu: &Gpu, pair: &Pair) -> bool {
+    let lavapipe = gpu.report.name.contains("llvmpipe");
+    lavapipe && std::env::var_os(LAVAPIPE_THREADS).is_none() && environment::alone(pair.flops())
+}
+
+/// Measures pairs in a process of their own, whose environment is that of a run of their size. It measures
+/// its own peaks.
+fn measure_apart(args: &Args, compare: bool, pairs: &[&Pair]) -> Result<Measured> {
+    let failed = |e: &dyn std::fmt::Display| Error::Run(format!("limbeck bench of small pairs: {e}"));
+    let names: Vec<_> = pairs.iter().map(|p| p.name).collect();
+    let mut command = std::process::Command::new(std::env::current_exe().map_err(|e| failed(&e))?);
+    command.args(["bench", "step", "--json", "--shapes", &names.join(",")]).args(args.device.given());
+    command.args(compare.then_some("--compare")).stderr(Stdio::inherit());
+    let output = command.output().map_err(|e| failed(&e))?;
+    match output.status.success() {
+        true => serde_json::from_slice(&output.stdout).map_err(|e| failed(&e)),
+        false => Err(failed(&output.status)),
+    }
 }
 
 fn check_names(args: &Args) -> Result<()> {
@@ -165,7 +216,7 @@ fn profile_lines(name: &str, rows: &[step::DispatchTime]) -> Vec<Vec<String>> {
     };
     let heading = [&format!("{name}: dispatch"), "kernel", "us", "share", "floor us"];
     let mut lines = vec![heading.map(str::to_owned).to_vec()];
-    lines.extend(rows.iter().map(|r| line(&r.label, r.kernel, r.us, r.floor_us)));
+    lines.extend(rows.iter().map(|r| line(&r.label, &r.kernel, r.us, r.floor_us)));
     lines.push(line("all", "", total, floor));
     lines
 }

@@ -10,6 +10,7 @@ use crate::cli::regularize::RegularizeArgs;
 use crate::cli::teachers::ForeignArgs;
 use crate::data::{Dataset, Split};
 use crate::distill::step::{Guard, Optimizer};
+use crate::distill::step_flops;
 use crate::error::{Error, Result};
 use crate::gpu::{AdapterChoice, Gpu};
 use crate::kernels::adam::Adam;
@@ -221,6 +222,11 @@ pub struct TrainingArgs {
 }
 
 impl TrainingArgs {
+    /// FLOPs of a step, or micro-batch, of `replicas` students under teachers of `asked` weights.
+    pub fn step_flops(&self, asked: f64, layers: &[usize], replicas: usize) -> f64 {
+        step_flops(asked, layers, replicas, self.batch_size / self.accumulate.max(1))
+    }
+
     pub fn schedules(&self) -> Schedules {
         Schedules {
             lr: self.lr_schedule.unwrap_or_default(),

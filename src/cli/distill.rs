@@ -40,6 +40,10 @@ pub struct Args {
 }
 
 impl Args {
+    pub fn step_flops(&self) -> f64 {
+        self.lesson.step_flops(&self.lesson.network.layers, self.seeds.unwrap_or(1) as usize)
+    }
+
     /// Whether the result is to be printed as JSON.
     pub fn json(&self) -> bool {
         self.output.call.json

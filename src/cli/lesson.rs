@@ -49,6 +49,11 @@ pub struct Prepared {
 }
 
 impl LessonArgs {
+    /// About the FLOPs of a step of `replicas` students: no file is opened for it.
+    pub fn step_flops(&self, layers: &[usize], replicas: usize) -> f64 {
+        self.training.step_flops(self.teacher.bytes() as f64 / 4.0, layers, replicas)
+    }
+
     pub fn recipe(&self, log_every: u64) -> Result<Recipe> {
         let usual = self.loss.optimizer().unwrap_or(OptimizerName::Adam);
         let recipe = self.training.recipe_with(usual, log_every)?;

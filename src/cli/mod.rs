@@ -36,6 +36,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::cli::options::Resolved;
 use crate::error::{Error, Result};
+use crate::gpu::environment;
 use crate::train::run_dir::Record;
 
 /// Knowledge distillation of multi-layer perceptrons on any GPU.
@@ -91,13 +92,28 @@ enum Command {
     Tune(tune::Args),
 }
 
+impl Command {
+    /// About how many FLOPs each step of the command has, for those that are mostly steps of one size.
+    fn step_flops(&self) -> Option<f64> {
+        match self {
+            Self::Train(args) => Some(args.step_flops()),
+            Self::Distill(args) => Some(args.step_flops()),
+            Self::Sweep(args) => Some(args.step_flops()),
+            Self::Bench(args) => args.step_flops(),
+            _ => None,
+        }
+    }
+}
+
 /// Parses the process's arguments and runs the command. Usage errors of the parser leave the
-/// process with code 2, `--help` and `--version` with 0.
+/// process with code 2, `--help` and `--version` with 0. To be called when there is no other thread: it
+/// prepares the environment of drivers.
 ///
 /// # Errors
 /// Whatever the command met.
 pub fn run() -> Result<()> {
     let (command, resolved) = parse(std::env::args_os().collect())?;
+    environment::prepare(command.step_flops());
     match command {
         Command::Demo(args) => demo::run(&args),
         Command::Devices(args) => devices::run(&args),
@@ -148,4 +164,55 @@ fn rerun(args: Vec<OsString>, record: &Record) -> Result<(String, Record)> {
     };
     let folder = outcome.model.parent().unwrap_or(std::path::Path::new("."));
     Ok((outcome.weights_sha256.clone(), Record::load(folder)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn step_flops(line: &str) -> Option<f64> {
+        let args = ["limbeck"].into_iter().chain(line.split_whitespace());
+        parse(args.map(OsString::from).collect()).expect("a command").0.step_flops()
+    }
+
+    fn alone(line: &str) -> bool {
+        step_flops(line).is_some_and(environment::alone)
+    }
+
+    #[test]
+    fn a_step_is_as_large_as_rows_weights_and_students_make_it() {
+        // Twice 64 x 32 and thrice 32 x 10 multiply-adds a row.
+        let small = 2.0 * 64.0 * (2.0 * 2048.0 + 3.0 * 320.0);
+        assert_eq!(step_flops("train --data d --layers 64,32,10 --batch-size 64 --out o"), Some(small));
+        let micro = "train --data d --layers 64,32,10 --batch-size 128 --accumulate 2 --out o";
+        assert_eq!(step_flops(micro), Some(small));
+
+        let dir = tempfile::tempdir().expect("a folder");
+        let teacher = dir.path().join("teacher.safetensors");
+        std::fs::write(&teacher, vec![0; 4000]).expect("written");
+        let taught =
+            format!("--data d --teacher {} --layers 64,32,10 --batch-size 64 --out o", teacher.display());
+        let asked = 2.0 * 64.0 * 1000.0;
+        assert_eq!(step_flops(&format!("distill {taught}")), Some(asked + small));
+        assert_eq!(step_flops(&format!("distill {taught} --seeds 3")), Some(asked + 3.0 * small));
+        let grid = "--grid temperature=1,2,4 --grid layers=64-32-10,64-16-10 --seeds 2";
+        assert_eq!(step_flops(&format!("sweep {taught} {grid}")), Some(asked + 6.0 * small));
+        assert_eq!(step_flops(&format!("sweep {taught} {grid} --at-once 3")), Some(asked + 3.0 * small));
+    }
+
+    #[test]
+    fn only_small_steps_keep_lavapipe_to_one_thread() {
+        assert!(alone("train --data d --layers 64,32,10 --batch-size 64 --out o"));
+        assert!(!alone("train --data d --layers 784,800,800,10 --out o"));
+        assert!(alone("bench step --shapes small,small-x16"));
+        assert!(!alone("bench step --shapes hinton"));
+        // Of both sizes, or not of steps alone: what is small gets a process of its own.
+        for mixed in ["bench step", "bench step --shapes small,hinton", "bench all --shapes small"] {
+            assert_eq!(step_flops(mixed), None, "{mixed}");
+        }
+        // What makes no sense is refused later, not here.
+        for odd in ["sweep --data d --out o", "train --data d --layers 64,32,10 --accumulate 0 --out o"] {
+            step_flops(odd);
+        }
+    }
 }

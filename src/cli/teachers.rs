@@ -184,6 +184,11 @@ impl TeacherArgs {
         !self.teacher_logits.is_empty()
     }
 
+    /// Size of the networks' files.
+    pub fn bytes(&self) -> u64 {
+        self.teacher.iter().filter_map(|path| Some(path.metadata().ok()?.len())).sum()
+    }
+
     /// Reads the networks, checked against the data, which still has its own scale.
     pub fn models(&self, foreign: &ForeignArgs, data: &Dataset, classes: usize) -> Result<Vec<Model>> {
         self.teacher

@@ -41,6 +41,10 @@ pub struct Args {
 }
 
 impl Args {
+    pub fn step_flops(&self) -> f64 {
+        self.training.step_flops(0.0, &self.network.layers, 1)
+    }
+
     /// Whether the result is to be printed as JSON.
     pub fn json(&self) -> bool {
         self.output.call.json

@@ -2,13 +2,26 @@
 
 use std::path::PathBuf;
 
-/// Prepares the process for Vulkan drivers. Called by the binary before anything else; whatever the
-/// user has set wins.
+/// The name of lavapipe's number of threads beside the one that calls it.
+pub const LAVAPIPE_THREADS: &str = "LP_NUM_THREADS";
+
+/// Whether lavapipe is done sooner with steps of so many FLOPs if it computes them in the thread that walks
+/// the commands, than if it wakes others for every dispatch (docs/performance.md has the measurement).
+pub fn alone(step_flops: f64) -> bool {
+    step_flops < 16e6
+}
+
+/// Prepares the process for Vulkan drivers, and for a command whose steps have so many FLOPs, where they
+/// are known. Called by the binary when there is no other thread; whatever the user has set wins.
 ///
+/// - Small steps keep lavapipe to one thread. The bits do not depend on it.
 /// - Mesa's shader cache takes no notice of `LP_NATIVE_VECTOR_WIDTH`, lavapipe's vector width, and
 ///   would hand one width's code to another: a width that the user chose gets a cache of its own.
 /// - Without `XDG_RUNTIME_DIR` the loader prints a line that looks like an error and is none.
-pub fn prepare() {
+pub fn prepare(step_flops: Option<f64>) {
+    if step_flops.is_some_and(alone) {
+        default(LAVAPIPE_THREADS, "0");
+    }
     if let Ok(width) = std::env::var("LP_NATIVE_VECTOR_WIDTH") {
         let cache = std::env::var_os("XDG_CACHE_HOME")
             .map(PathBuf::from)
@@ -26,8 +39,8 @@ pub fn prepare() {
 
 fn default(name: &str, value: &str) {
     if std::env::var_os(name).is_none() {
-        // SAFETY: changing the environment races with other threads that read it; `prepare` is the
-        // first thing that `main` does, when there is no other thread.
+        // SAFETY: changing the environment races with other threads that read it; `prepare` is
+        // called when there is none.
         #[allow(unsafe_code, reason = "the only way to speak to a driver that is not loaded yet")]
         unsafe {
             std::env::set_var(name, value);

@@ -124,6 +124,15 @@ impl Args {
         Grid::new(&self.grid, self.lesson.training.seed, self.seeds)
     }
 
+    /// Of the largest run; 0 where the options make no sense.
+    pub fn step_flops(&self) -> f64 {
+        let Ok(grid) = self.grid() else { return 0.0 };
+        let cells = self.cells(&grid).unwrap_or_default();
+        let runs = runs(&cells, &grid.seeds, |_| self.at_once as usize);
+        let flops = runs.iter().map(|run| self.lesson.step_flops(&cells[run[0].0].layers, run.len()));
+        flops.fold(0.0, f64::max)
+    }
+
     /// Refuses values that make no sense, before any file is read.
     pub fn check(&self) -> Result<()> {
         self.recipe()?;
