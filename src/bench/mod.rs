@@ -52,6 +52,9 @@ pub struct Record {
     /// Training steps per second, of all replicas together.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub steps_per_second: Option<f64>,
+    /// Microseconds of the host's thread for each dispatch of a step: scalars, encoding, submission.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host_us_per_dispatch: Option<f64>,
     /// FLOPs over (time x the 1024^3 rate): how much of a step is matrix product at full speed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fraction_of_matmul: Option<f64>,

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use crate::bench::{Record, Times, peak::Peak};
+use crate::bench::{REPEATS, Record, Times, peak::Peak};
 use crate::data::{Dataset, Elements};
 use crate::distill::Feed;
 use crate::distill::step::{Guard, Loss, Micro, Optimizer, Step, Teacher};
@@ -143,6 +143,26 @@ impl<'a> Bench<'a> {
         Ok(began.elapsed().as_secs_f64() / (self.done - first) as f64)
     }
 
+    /// Seconds of the host's thread for each dispatch of a full submission: scalars, encoding, submission.
+    /// The device is idle, so that nothing is waited for.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where the device is lost.
+    pub fn encode(&mut self) -> Result<f64> {
+        let mut seconds = Vec::new();
+        for _ in 0..REPEATS {
+            self.gpu.wait_blocking()?;
+            let (mut flights, scalars) = (Flights::<()>::default(), self.scalars(SLOTS));
+            let began = Instant::now();
+            self.step.submit(self.gpu, &mut flights, &scalars, ())?;
+            seconds.push(began.elapsed().as_secs_f64());
+            self.done += u64::from(SLOTS);
+            flights.arrived(self.gpu, true)?;
+        }
+        let dispatches = SLOTS as usize * self.step.program().len();
+        Ok(Times::of(seconds).median / dispatches as f64)
+    }
+
     /// Where the time of one step goes; `None` without timestamps.
     ///
     /// # Errors
@@ -206,6 +226,7 @@ pub fn run(gpu: &Gpu, peak: &Peak, matmul_rate: f64, pairs: &[&Pair]) -> Result<
         let mut record = times.record("step", &format!("batch-{}", pair.batch), pair.name, work, 0.0);
         record.fraction_of_peak = Some(work / times.median / peak.flops);
         record.fraction_of_matmul = Some(work / (times.median * matmul_rate));
+        record.host_us_per_dispatch = Some(1e6 * bench.encode()?);
         record.steps_per_second = Some(pair.replicas as f64 / times.median);
         records.push(record);
     }
