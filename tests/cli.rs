@@ -138,22 +138,22 @@ fn the_driver_s_threads_change_no_bit() {
     assert_eq!([hash(Some("1")), hash(Some("3"))], [alone.clone(), alone]);
 }
 
+/// A small pair is measured in a process of its own where the driver is lavapipe, and looks the same.
 #[test]
-fn bench_measures_pairs_of_both_sizes() {
-    let result = json(&["bench", "step", "--compare", "--shapes", "small,hinton", "--json"]);
+fn bench_all_of_one_name() {
+    let result = json(&["bench", "all", "--shapes", "small", "--json"]);
     let records = result["records"].as_array().expect("a list");
-    let of = |name: &str| records.iter().filter(|r| r["shape"] == name).collect::<Vec<_>>();
-    for pair in ["small", "hinton"] {
-        let [record] = of(pair)[..] else { panic!("one record of {pair} in {result}") };
-        for key in ["median_ms", "steps_per_second", "fraction_of_matmul", "host_us_per_dispatch"] {
-            assert!(record[key].as_f64().is_some_and(|v| v > 0.0), "{pair}: {key} in {record}");
-        }
-        let timed = &result["dispatches"][pair];
-        let head = timed.as_array().map(|rows| rows.iter().any(|row| row["label"] == "head"));
-        assert_ne!(head, Some(false), "{timed}");
+    let of = |bench: &str| records.iter().filter(|r| r["bench"] == bench).collect::<Vec<_>>();
+    let [step] = of("step")[..] else { panic!("one step in {result}") };
+    assert_eq!(step["shape"], "small");
+    for key in
+        ["median_ms", "steps_per_second", "fraction_of_peak", "fraction_of_matmul", "host_us_per_dispatch"]
+    {
+        assert!(step[key].as_f64().is_some_and(|v| v > 0.0), "{key} in {step}");
     }
-    // The peaks are those of one process.
-    assert_eq!(of("chains").len(), 3, "{result}");
+    assert!(of("matmul").iter().all(|r| r["shape"] == "small/forward"), "{result}");
+    // The peaks are those of one process: three chains and the copy.
+    assert_eq!(of("peak").len(), 4, "{result}");
 }
 
 #[test]
