@@ -138,6 +138,37 @@ fn the_driver_s_threads_change_no_bit() {
     assert_eq!([hash(Some("1")), hash(Some("3"))], [alone.clone(), alone]);
 }
 
+/// Logits that no binding holds: micro-batches and batches of evaluation are cut until they fit.
+#[test]
+fn classes_too_wide_for_a_binding() {
+    const CLASSES: usize = 152_000;
+    let bench = Bench::new();
+    fs::create_dir(bench.path("wide")).expect("created");
+    for (part, rows) in [("train", 300u32), ("t10k", 300)] {
+        let images: Vec<u8> = (0..rows * 4).map(|i| (i * 37 % 251) as u8).collect();
+        let labels: Vec<u8> = (0..rows).map(|i| (i % 250) as u8).collect();
+        bench.write(&format!("wide/{part}-images-idx3-ubyte"), &idx(0x803, &[rows, 2, 2], &images));
+        bench.write(&format!("wide/{part}-labels-idx1-ubyte"), &idx(0x801, &[rows], &labels));
+    }
+    let (data, out, layers) = (bench.text("wide"), bench.text("out"), format!("4,3,{CLASSES}"));
+    let classes = CLASSES.to_string();
+    let train = |more: &[&str]| {
+        let network = ["train", "--data", &data, "--classes", &classes, "--layers", &layers];
+        let run = ["--steps", "1", "--batch-size", "300", "--out", &out, "--force", "--json"];
+        json(&network.iter().chain(&run).chain(more).copied().collect::<Vec<_>>())
+    };
+    let cut = train(&[]);
+    assert_eq!(cut["test"]["rows"], 300, "{cut}");
+    assert!(cut["test"]["nll"].as_f64().is_some_and(f64::is_finite), "{cut}");
+
+    let adapters = json(&["devices", "--json"]);
+    let chosen = adapters["adapters"].as_array().and_then(|all| all.iter().find(|a| a["chosen"] == true));
+    let binding = chosen.and_then(|a| a["max_binding"].as_u64()).expect("the binding of the adapter");
+    let fits = |count: &u64| 300 % count == 0 && 300 / count * CLASSES as u64 * 4 <= binding;
+    let count = (1u64..).find(fits).expect("a number of micro-batches").to_string();
+    assert_eq!(train(&["--accumulate", &count])["weights_sha256"], cut["weights_sha256"]);
+}
+
 /// A small pair is measured in a process of its own where the driver is lavapipe, and looks the same.
 #[test]
 fn bench_all_of_one_name() {

@@ -1,7 +1,7 @@
 //! `limbeck distill`
 
 use crate::cli::common::{DeviceArgs, OutputArgs};
-use crate::cli::job::{Job, Outcome, run_on};
+use crate::cli::job::{Job, Outcome, fitted, run_on};
 use crate::cli::keep::KeepArgs;
 use crate::cli::lesson::{LessonArgs, Prepared};
 use crate::cli::options::Resolved;
@@ -79,10 +79,12 @@ pub fn run(args: &Args, resolved: &Resolved, expected: Option<&Record>) -> Resul
     let ((recipe, loss), lesson) = (args.prepared(args.json())?, &args.lesson);
     let Prepared { split, held_out, models, cached, start } =
         lesson.prepare(&recipe, &lesson.network.layers, &[loss])?;
+    let asked: Vec<usize> = models.iter().flat_map(|m| m.weights.sizes()).collect();
     let (seed, lr, device_memory) = (lesson.training.seed, lesson.training.lr, lesson.rows.device_memory);
     let attempt = |gpu: &Gpu, again: bool| {
         let teachers = lesson.teacher.ready(gpu, &models, cached.clone(), loss.temperature)?;
         let student = start.weights.clone();
+        let recipe = fitted(&recipe, gpu, split.train.rows(), lesson.network.layers.iter().chain(&asked), 1);
         let job = Job {
             gpu,
             split: &split,
@@ -90,7 +92,7 @@ pub fn run(args: &Args, resolved: &Resolved, expected: Option<&Record>) -> Resul
             teachers: Some(&teachers).filter(|t| !t.is_empty()),
             held_out,
             device_memory,
-            recipe: recipe.clone(),
+            recipe,
             replica: Replica { seed, lr, loss, schedules: lesson.schedules(), student },
             keep: &args.keep,
             output: &args.output,
@@ -110,7 +112,10 @@ fn run_seeds(args: &Args, count: u64) -> Result<()> {
     args.output.check("seeds.json")?;
     let ((recipe, loss), lesson) = (args.prepared(args.json())?, &args.lesson);
     let Prepared { split, models, cached, .. } = lesson.prepare(&recipe, &lesson.network.layers, &[loss])?;
+    let asked: Vec<usize> = models.iter().flat_map(|m| m.weights.sizes()).collect();
     let gpu = args.device.open(args.json())?;
+    let layers = lesson.network.layers.iter().chain(&asked);
+    let recipe = fitted(&recipe, &gpu, split.train.rows(), layers, count as usize);
     let teachers = lesson.teacher.ready(&gpu, &models, cached, loss.temperature)?;
     let (first, device_memory) = (lesson.training.seed, lesson.rows.device_memory);
     let start = |seed| Ok((seed, lesson.start(&lesson.network.layers, &split.train, seed)?.weights));

@@ -389,3 +389,24 @@ impl Outcome {
         Ok(())
     }
 }
+
+/// The recipe in micro-batches that fit the device, where a batch of students `side_by_side` or their
+/// teachers is too wide for it; says so.
+pub fn fitted<'s>(
+    recipe: &Recipe,
+    gpu: &Gpu,
+    rows: usize,
+    layers: impl IntoIterator<Item = &'s usize>,
+    side_by_side: usize,
+) -> Recipe {
+    let widest = layers.into_iter().copied().max().unwrap_or(1);
+    let fitted = recipe.fitted(gpu, rows, widest * side_by_side);
+    if fitted.accumulate != recipe.accumulate {
+        eprintln!(
+            "note: batches of {widest} columns do not fit what the device lets a shader see at once: \
+             {} micro-batches to a step, as with --accumulate {0}",
+            fitted.accumulate
+        );
+    }
+    fitted
+}

@@ -2,7 +2,7 @@
 
 use crate::cli::common::{DeviceArgs, NetworkArgs, OutputArgs, TrainingArgs};
 use crate::cli::data::{DataArgs, TrainRowsArgs};
-use crate::cli::job::{Job, Outcome, run_on};
+use crate::cli::job::{Job, Outcome, fitted, run_on};
 use crate::cli::keep::{GuardArgs, KeepArgs};
 use crate::cli::options::Resolved;
 use crate::cli::teachers::ForeignArgs;
@@ -86,7 +86,7 @@ pub fn run(args: &Args, resolved: &Resolved, expected: Option<&Record>) -> Resul
             teachers: None,
             held_out: false,
             device_memory: args.rows.device_memory,
-            recipe: recipe.clone(),
+            recipe: fitted(&recipe, gpu, split.train.rows(), &args.network.layers, 1),
             replica: Replica {
                 seed,
                 lr: args.training.lr,

@@ -20,7 +20,7 @@ pub struct Inference<'d> {
 
 impl<'d> Inference<'d> {
     /// Records the forward pass of `network` (all its replicas) over `data` in file order, with the
-    /// data's normalisation.
+    /// data's normalisation; `batch` rows at a time, or as many as a shader can see at once.
     ///
     /// # Errors
     /// [`Error::Usage`] where the network's inputs are not the data's features.
@@ -41,7 +41,8 @@ impl<'d> Inference<'d> {
     ) -> Result<Self> {
         check_inputs(&network.sizes, data)?;
         let rows = data.rows();
-        let batch = batch.min(rows);
+        let widest = network.sizes.iter().copied().max().unwrap_or(1) * network.whole.shape[0];
+        let batch = batch.min(rows).min(gpu.rows_of(widest).max(1));
         let feed = Feed::streamed(gpu, data, rows, batch, 2)?;
         let ring = step::ring(gpu, 1)?;
         let mut plan = Plan::new(gpu);

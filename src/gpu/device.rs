@@ -296,6 +296,11 @@ impl Gpu {
         self.limits.max_storage_buffer_binding_size
     }
 
+    /// Rows of so many f32 columns that a shader can see at once.
+    pub fn rows_of(&self, columns: usize) -> usize {
+        (self.max_binding() / (4 * columns.next_multiple_of(4).max(4)) as u64) as usize
+    }
+
     /// True where the pipeline can rely on exactly `lanes` lanes to a subgroup.
     pub fn has_subgroups_of(&self, lanes: u32) -> bool {
         self.report.subgroups && self.report.subgroup == [lanes, lanes]

@@ -93,6 +93,16 @@ impl Recipe {
         let expected = format!("from 1 to {SLOTS}, in which the batch of {batch} parts");
         Err(Error::usage("gradient accumulation", expected, accumulate.to_string()))
     }
+
+    /// In as many more micro-batches as it takes for `columns` of as many of `rows` as a micro-batch has to
+    /// fit what the device lets a shader see at once. As it is where they fit, or no number of them does.
+    pub fn fitted(&self, gpu: &Gpu, rows: usize, columns: usize) -> Self {
+        let fits = |count: &usize| {
+            self.batch.is_multiple_of(*count) && (self.batch / count).min(rows) <= gpu.rows_of(columns)
+        };
+        let accumulate = (self.accumulate..=SLOTS as usize).find(fits).unwrap_or(self.accumulate);
+        Self { accumulate, ..self.clone() }
+    }
 }
 
 /// What one replica has of its own.

@@ -13,7 +13,7 @@ use std::time::Instant;
 use crate::cli::cohort::{Cohort, EVAL_BATCH, logits_of_each};
 use crate::cli::common::{DeviceArgs, FormArgs, refuse_existing};
 use crate::cli::grid::{Axis, Grid, Value, layers_text};
-use crate::cli::job::{Evaluation, evaluate};
+use crate::cli::job::{Evaluation, evaluate, fitted};
 use crate::cli::lesson::{LessonArgs, Prepared};
 use crate::cli::options::{self, CALL, Resolved};
 use crate::cli::teachers::{OnDisk, Teachers};
@@ -245,6 +245,9 @@ pub fn run(args: &Args, resolved: &Resolved) -> Result<()> {
     std::fs::create_dir_all(&args.out).map_err(|e| Error::io("create", &args.out, e))?;
     write_atomically(&args.out.join(options::FILE), resolved.text().as_bytes())?;
     let teachers = args.lesson.teacher.ready(&gpu, &models, cached, cells[0].loss.temperature)?;
+    let asked: Vec<usize> = models.iter().flat_map(|m| m.weights.sizes()).collect();
+    let layers = cells.iter().flat_map(|cell| &cell.layers).chain(&asked);
+    let recipe = fitted(&recipe, &gpu, split.train.rows(), layers, 1);
     let rows = (recipe.batch / recipe.accumulate).min(split.train.rows());
     let memory = args.lesson.rows.device_memory;
     let teacher = teachers.source(&gpu, &split.train, &recipe, memory, true, args.json)?;
