@@ -99,6 +99,7 @@ impl Command {
             Self::Train(args) => Some(args.step_flops()),
             Self::Distill(args) => Some(args.step_flops()),
             Self::Sweep(args) => Some(args.step_flops()),
+            Self::Tune(args) => Some(args.step_flops()),
             Self::Bench(args) => args.step_flops(),
             _ => None,
         }
@@ -204,6 +205,8 @@ mod tests {
     fn only_small_steps_keep_lavapipe_to_one_thread() {
         assert!(alone("train --data d --layers 64,32,10 --batch-size 64 --out o"));
         assert!(!alone("train --data d --layers 784,800,800,10 --out o"));
+        assert!(alone("tune --teacher-layers 64,128,128,10 --layers 64,32,10 --batch-size 64 --out o"));
+        assert!(!alone("tune --teacher-layers 784,1200,1200,10 --layers 784,800,800,10 --out o"));
         assert!(alone("bench step --shapes small,small-x16"));
         assert!(!alone("bench step --shapes hinton"));
         // Of both sizes, or not of steps alone: what is small gets a process of its own.

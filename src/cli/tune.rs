@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use crate::bench::tune;
 use crate::cli::common::DeviceArgs;
+use crate::distill::step_flops;
 use crate::error::{Error, Result};
 use crate::mlp::weights::{check_sizes, write_atomically};
 
@@ -35,6 +36,14 @@ pub struct Args {
     force: bool,
     #[command(flatten)]
     device: DeviceArgs,
+}
+
+impl Args {
+    /// Of a step of the configuration: what is measured runs as a run does.
+    pub fn step_flops(&self) -> f64 {
+        let asked = self.teacher_layers.windows(2).map(|s| s[0] as f64 * s[1] as f64).sum();
+        step_flops(asked, &self.layers, self.replicas, self.batch_size)
+    }
 }
 
 pub fn run(args: &Args) -> Result<()> {
