@@ -203,8 +203,7 @@ pub struct DispatchTime {
     pub floor_us: f64,
 }
 
-/// Steps per second of pairs. `matmul_rate` is the 1024^3 rate
-/// of this run in FLOP/s.
+/// Steps per second of pairs. `matmul_rate` is the 1024^3 rate of this run in FLOP/s.
 ///
 /// # Errors
 /// [`Error::Run`] where a step goes wrong; [`Error::Device`].

@@ -95,12 +95,14 @@ impl Recipe {
     }
 
     /// In as many more micro-batches as it takes for `columns` of as many of `rows` as a micro-batch has to
-    /// fit what the device lets a shader see at once. As it is where they fit, or no number of them does.
+    /// fit what the device lets a shader see at once. As it is where they fit, where no number of them does, and
+    /// with losses on hidden layers, which do not part.
     pub fn fitted(&self, gpu: &Gpu, rows: usize, columns: usize) -> Self {
         let fits = |count: &usize| {
             self.batch.is_multiple_of(*count) && (self.batch / count).min(rows) <= gpu.rows_of(columns)
         };
-        let accumulate = (self.accumulate..=SLOTS as usize).find(fits).unwrap_or(self.accumulate);
+        let most = if self.features.is_empty() { SLOTS as usize } else { self.accumulate };
+        let accumulate = (self.accumulate..=most).find(fits).unwrap_or(self.accumulate);
         Self { accumulate, ..self.clone() }
     }
 }
