@@ -79,12 +79,11 @@ pub fn run(args: &Args, resolved: &Resolved, expected: Option<&Record>) -> Resul
     let ((recipe, loss), lesson) = (args.prepared(args.json())?, &args.lesson);
     let Prepared { split, held_out, models, cached, start } =
         lesson.prepare(&recipe, &lesson.network.layers, &[loss])?;
-    let asked: Vec<usize> = models.iter().flat_map(|m| m.weights.sizes()).collect();
     let (seed, lr, device_memory) = (lesson.training.seed, lesson.training.lr, lesson.rows.device_memory);
     let attempt = |gpu: &Gpu, again: bool| {
         let teachers = lesson.teacher.ready(gpu, &models, cached.clone(), loss.temperature)?;
         let student = start.weights.clone();
-        let recipe = fitted(&recipe, gpu, split.train.rows(), lesson.network.layers.iter().chain(&asked), 1);
+        let recipe = fitted(&recipe, gpu, split.train.rows(), &lesson.network.layers, &models, 1);
         let job = Job {
             gpu,
             split: &split,
@@ -112,10 +111,9 @@ fn run_seeds(args: &Args, count: u64) -> Result<()> {
     args.output.check("seeds.json")?;
     let ((recipe, loss), lesson) = (args.prepared(args.json())?, &args.lesson);
     let Prepared { split, models, cached, .. } = lesson.prepare(&recipe, &lesson.network.layers, &[loss])?;
-    let asked: Vec<usize> = models.iter().flat_map(|m| m.weights.sizes()).collect();
     let gpu = args.device.open(args.json())?;
-    let layers = lesson.network.layers.iter().chain(&asked);
-    let recipe = fitted(&recipe, &gpu, split.train.rows(), layers, count as usize);
+    let layers = &lesson.network.layers;
+    let recipe = fitted(&recipe, &gpu, split.train.rows(), layers, &models, count as usize);
     let teachers = lesson.teacher.ready(&gpu, &models, cached, loss.temperature)?;
     let (first, device_memory) = (lesson.training.seed, lesson.rows.device_memory);
     let start = |seed| Ok((seed, lesson.start(&lesson.network.layers, &split.train, seed)?.weights));

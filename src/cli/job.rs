@@ -397,9 +397,11 @@ pub fn fitted<'s>(
     gpu: &Gpu,
     rows: usize,
     layers: impl IntoIterator<Item = &'s usize>,
+    teachers: &[Model],
     side_by_side: usize,
 ) -> Recipe {
-    let widest = layers.into_iter().copied().max().unwrap_or(1);
+    let asked = teachers.iter().flat_map(|m| m.weights.sizes());
+    let widest = layers.into_iter().copied().chain(asked).max().unwrap_or(1);
     let fitted = recipe.fitted(gpu, rows, widest * side_by_side);
     if fitted.accumulate != recipe.accumulate {
         eprintln!(

@@ -86,7 +86,7 @@ pub fn run(args: &Args, resolved: &Resolved, expected: Option<&Record>) -> Resul
             teachers: None,
             held_out: false,
             device_memory: args.rows.device_memory,
-            recipe: fitted(&recipe, gpu, split.train.rows(), &args.network.layers, 1),
+            recipe: fitted(&recipe, gpu, split.train.rows(), &args.network.layers, &[], 1),
             replica: Replica {
                 seed,
                 lr: args.training.lr,

@@ -245,9 +245,8 @@ pub fn run(args: &Args, resolved: &Resolved) -> Result<()> {
     std::fs::create_dir_all(&args.out).map_err(|e| Error::io("create", &args.out, e))?;
     write_atomically(&args.out.join(options::FILE), resolved.text().as_bytes())?;
     let teachers = args.lesson.teacher.ready(&gpu, &models, cached, cells[0].loss.temperature)?;
-    let asked: Vec<usize> = models.iter().flat_map(|m| m.weights.sizes()).collect();
-    let layers = cells.iter().flat_map(|cell| &cell.layers).chain(&asked);
-    let recipe = fitted(&recipe, &gpu, split.train.rows(), layers, 1);
+    let layers = cells.iter().flat_map(|cell| &cell.layers);
+    let recipe = fitted(&recipe, &gpu, split.train.rows(), layers, &models, 1);
     let rows = (recipe.batch / recipe.accumulate).min(split.train.rows());
     let memory = args.lesson.rows.device_memory;
     let teacher = teachers.source(&gpu, &split.train, &recipe, memory, true, args.json)?;
