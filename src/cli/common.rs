@@ -25,16 +25,16 @@ use crate::verify::doctor::screen;
 #[command(next_help_heading = "Device")]
 pub struct DeviceArgs {
     /// Adapter to use: an index of `limbeck devices`, or a part of its name.
-    #[arg(long, value_name = "INDEX|NAME", env = "WGPU_ADAPTER_NAME")]
+    #[arg(long, value_name = "INDEX|NAME", env = "WGPU_ADAPTER_NAME", global = true)]
     adapter: Option<String>,
     /// Graphics API: vulkan, metal or dx12.
-    #[arg(long, value_name = "API", env = "WGPU_BACKEND")]
+    #[arg(long, value_name = "API", env = "WGPU_BACKEND", global = true)]
     backend: Option<String>,
     /// Kernel choices that `limbeck tune` measured on this device, instead of the built-in ones.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", global = true)]
     profile: Option<PathBuf>,
     /// Hold the matmul variants to the reference first, and avoid those that are wrong on this device.
-    #[arg(long)]
+    #[arg(long, global = true)]
     screen: bool,
 }
 
