@@ -322,7 +322,7 @@ impl Step {
                 })
                 .collect(),
         };
-        parts.push(Part::Run(&self.tally, 0..1));
+        parts.push(Part::Fold(&self.tally, slots));
         flights.submit(gpu, &parts, Some((what, &self.report)))
     }
 

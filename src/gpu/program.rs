@@ -42,13 +42,18 @@ pub(super) struct Dispatch {
 
 impl Dispatch {
     fn encode(&self, pass: &mut wgpu::ComputePass<'_>, slot: u32) {
+        self.encode_part(pass, slot, self.grid[0]);
+    }
+
+    /// Only the first `width` workgroups in x.
+    fn encode_part(&self, pass: &mut wgpu::ComputePass<'_>, slot: u32, width: u32) {
         pass.set_pipeline(&self.pipeline.raw);
         if self.slotted {
             pass.set_bind_group(0, &self.group, &[slot * UNIFORM_ALIGN as u32]);
         } else {
             pass.set_bind_group(0, &self.group, &[]);
         }
-        pass.dispatch_workgroups(self.grid[0], self.grid[1], self.grid[2]);
+        pass.dispatch_workgroups(self.grid[0].min(width), self.grid[1], self.grid[2]);
     }
 }
 
@@ -65,6 +70,8 @@ pub struct Traced {
 pub enum Part<'a> {
     /// A program, once for each of these slots.
     Run(&'a Program, Range<u32>),
+    /// A program whose dispatches have a workgroup in x for each slot, once, for the first so many.
+    Fold(&'a Program, u32),
     /// Zeros over the whole of a tensor.
     Clear(&'a Tensor),
 }
@@ -73,6 +80,10 @@ impl Part<'_> {
     pub(super) fn encode(&self, encoder: &mut wgpu::CommandEncoder) {
         match self {
             Self::Run(program, slots) => program.encode(encoder, slots.clone()),
+            Self::Fold(program, slots) => {
+                let mut pass = encoder.begin_compute_pass(&Default::default());
+                program.dispatches.iter().for_each(|d| d.encode_part(&mut pass, 0, *slots));
+            }
             Self::Clear(t) => {
                 encoder.clear_buffer(&t.buffer, (t.offset * 4) as u64, Some((t.span() * 4) as u64));
             }
