@@ -4,7 +4,7 @@
 //   stats [r, slots * batch, 8] as shaders/head.wgsl writes it; metrics [r, slots, 8]
 //
 // One workgroup per step and replica; run once per submission, not once per step. One barrier and few lanes:
-// on lavapipe a tree over 64 lanes took four times as long as the sums themselves.
+// on lavapipe a tree over 64 lanes took nine times as long.
 // Reference: the test's plain loop. Host: src/kernels/metrics.rs.
 
 struct Params {

@@ -103,8 +103,8 @@ fn planted_faults_make_doctor_fail() {
         (&dropout::KERNEL, "dropout", "words >= ", "words <= "),
         (&dropout::KERNEL, "dropout", "kept += y[to]", "kept = y[to]"),
         (&dropout::KERNEL, "dropout", "slot.x * params.replicas + group.z", "slot.x * params.replicas"),
-        (&metrics::KERNEL, "metrics", "reach = 32u", "reach = 16u"),
-        (&metrics::KERNEL, "metrics", "metrics[to + 1u] = high[0]", "metrics[to + 1u] = low[0]"),
+        (&metrics::KERNEL, "metrics", "l < LANES", "l < LANES - 1u"),
+        (&metrics::KERNEL, "metrics", "[4u + j] = high[j]", "[4u + j] = low[j]"),
         (&max_norm::KERNEL, "max_norm", "reach = 32u", "reach = 16u"),
         (&max_norm::KERNEL, "max_norm", "params.limit / norm", "params.limit"),
         (&max_norm::KERNEL, "max_norm", ".y == 0.0", ".y > 0.0"),
@@ -206,7 +206,7 @@ fn runs_avoid_a_wrong_member_and_end_where_none_is_right() {
 #[test]
 fn one_wrong_kernel_is_blamed_alone() {
     let gpu = open();
-    gpu.plant(&metrics::KERNEL, |text| text.replace("i += 64u", "i += 65u"));
+    gpu.plant(&metrics::KERNEL, |text| text.replace("i += LANES", "i += LANES + 1u"));
     let examined = doctor::examine(&[gpu], &cases::short());
     for k in &examined.kernels {
         let expected = if k.kernel == "metrics" { Health::Fail } else { Health::Pass };
