@@ -172,8 +172,13 @@ fn classes_too_wide_for_a_binding() {
 /// A small pair is measured in a process of its own where the driver is lavapipe, and looks the same.
 #[test]
 fn bench_all_of_one_name() {
-    // An adapter that was named reaches the process of the small pairs as well.
-    let result = json(&["bench", "all", "--shapes", "small", "--json", "--adapter", "0"]);
+    // An adapter that was named, here the one that is taken anyway, reaches the process of the small pairs.
+    let devices = json(&["devices", "--json"]);
+    let adapters = devices["adapters"].as_array().expect("a list");
+    let chosen = adapters.iter().find(|a| a["chosen"] == true).expect("one is taken");
+    let index = chosen["index"].to_string();
+    let result = json(&["bench", "all", "--shapes", "small", "--json", "--adapter", &index]);
+    assert_eq!(result["adapter"]["name"], chosen["name"]);
     let records = result["records"].as_array().expect("a list");
     let of = |bench: &str| records.iter().filter(|r| r["bench"] == bench).collect::<Vec<_>>();
     let [step] = of("step")[..] else { panic!("one step in {result}") };
