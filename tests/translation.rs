@@ -15,6 +15,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use common::{EXPECTED, Variant, count, variants};
+use limbeck::gpu::pairs;
 use naga::back::{hlsl, msl, spv};
 use naga::proc::{BoundsCheckPolicies, BoundsCheckPolicy};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
@@ -56,6 +57,19 @@ impl Parsed {
 
 fn parsed() -> Vec<Parsed> {
     variants().into_iter().map(Parsed::new).collect()
+}
+
+/// As lavapipe gets them: with vec4 in storage read and written by pairs of floats.
+fn by_pairs() -> Vec<Parsed> {
+    let parse = |variant: Variant| {
+        let refuse = |words: String| -> ! { panic!("{} by pairs: {words}", variant.name()) };
+        let module = pairs::by_pairs(&variant.source).unwrap_or_else(|e| refuse(e));
+        let info = Validator::new(ValidationFlags::all(), claimed(&variant) | Capabilities::SHADER_INT64)
+            .validate(&module)
+            .unwrap_or_else(|e| refuse(e.to_string()));
+        Parsed { variant, module, info }
+    };
+    variants().into_iter().map(parse).collect()
 }
 
 #[test]
@@ -110,14 +124,16 @@ fn spirv_is_valid() {
     };
     let mut jobs = Vec::new();
     let mut planted = Vec::new();
-    for Parsed { variant, module, info } in &parsed() {
+    let whole = parsed().into_iter().map(|p| (p, "", &VULKAN[..]));
+    let by_pairs = by_pairs().into_iter().map(|p| (p, ", by pairs", &VULKAN[2..]));
+    for (Parsed { variant, module, info }, how, targets) in whole.chain(by_pairs) {
         for checked in CHECKED {
-            for (target, lang_version) in VULKAN {
+            for (target, lang_version) in targets.iter().copied() {
                 if variant.uses("subgroup") && target == "vulkan1.0" {
                     continue;
                 }
-                let name = format!("{}, checked: {checked}", variant.name());
-                let words = spv::write_vec(module, info, &spv_options(lang_version, checked), None)
+                let name = format!("{}{how}, checked: {checked}", variant.name());
+                let words = spv::write_vec(&module, &info, &spv_options(lang_version, checked), None)
                     .unwrap_or_else(|e| panic!("{name}: {e}"));
                 jobs.push(job(jobs.len(), name, target, &words));
                 planted = words;

@@ -128,8 +128,7 @@ struct Measured {
 
 /// Whether a run of the pair's size would tell lavapipe something that this process has not.
 fn is_apart(gpu: &Gpu, pair: &Pair) -> bool {
-    let lavapipe = gpu.report.name.contains("llvmpipe");
-    lavapipe && std::env::var_os(LAVAPIPE_THREADS).is_none() && environment::alone(pair.flops())
+    gpu.is_lavapipe() && std::env::var_os(LAVAPIPE_THREADS).is_none() && environment::alone(pair.flops())
 }
 
 /// Measures pairs in a process of their own, whose environment is that of a run of their size. It measures

@@ -15,8 +15,10 @@ use crate::gpu::surroundings::Surroundings;
 use crate::gpu::tensor::Tensor;
 
 /// Features that are taken where the adapter has them; nothing needs them to be right.
-const WELCOME: wgpu::Features =
-    wgpu::Features::SUBGROUP.union(wgpu::Features::TIMESTAMP_QUERY).union(wgpu::Features::SHADER_F16);
+const WELCOME: wgpu::Features = wgpu::Features::SUBGROUP
+    .union(wgpu::Features::TIMESTAMP_QUERY)
+    .union(wgpu::Features::SHADER_F16)
+    .union(wgpu::Features::SHADER_INT64);
 
 /// How a run names its adapter. The command line wins over `WGPU_BACKEND`, `WGPU_ADAPTER_NAME`
 /// and `WGPU_POWER_PREF`; with nothing said, the fastest kind of adapter is taken.
@@ -304,6 +306,16 @@ impl Gpu {
     /// True where the pipeline can rely on exactly `lanes` lanes to a subgroup.
     pub fn has_subgroups_of(&self, lanes: u32) -> bool {
         self.report.subgroups && self.report.subgroup == [lanes, lanes]
+    }
+
+    /// True for Mesa's driver on the CPU, for which some choices are made.
+    pub fn is_lavapipe(&self) -> bool {
+        self.report.name.contains("llvmpipe")
+    }
+
+    /// True where kernels get their storage by pairs of floats ([`crate::gpu::pairs`]).
+    pub(crate) fn takes_pairs(&self) -> bool {
+        self.is_lavapipe() && self.device.features().contains(wgpu::Features::SHADER_INT64)
     }
 
     /// From now on, a kernel that is one of several for the same work is not chosen on this device:

@@ -5,6 +5,7 @@
 
 pub mod device;
 pub mod environment;
+pub mod pairs;
 pub mod pipeline;
 pub mod plan;
 pub mod profile;

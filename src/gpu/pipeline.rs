@@ -3,12 +3,14 @@
 //! WGSL is the only declaration of a kernel's bindings and parameters. naga reflects it, the
 //! host binds by name, and a test compares every Rust parameter struct with what naga saw.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::error::{Error, Result};
 use crate::gpu::device::Gpu;
+use crate::gpu::pairs::by_pairs;
 
 /// The workgroup memory that every WebGPU device has, in bytes.
 pub const BASELINE_WORKGROUP_MEMORY: u32 = 16 * 1024;
@@ -222,6 +224,11 @@ impl Gpu {
         let checked = self.checked || planted.is_some();
         let source = kernel.specialise_text(planted.as_deref().unwrap_or(kernel.source), constants);
         let reflection = reflect(&source).map_err(|e| Error::device(&op, e))?;
+        let shader = if self.takes_pairs() {
+            wgpu::ShaderSource::Naga(Cow::Owned(by_pairs(&source).map_err(|e| Error::device(&op, e))?))
+        } else {
+            wgpu::ShaderSource::Wgsl(source.as_str().into())
+        };
         let invocations: u32 = reflection.workgroup_size.iter().product();
         for (what, wanted, limit) in [
             (
@@ -236,10 +243,7 @@ impl Gpu {
             }
         }
         self.guarded(&op, || {
-            let desc = wgpu::ShaderModuleDescriptor {
-                label: Some(kernel.name),
-                source: wgpu::ShaderSource::Wgsl(source.as_str().into()),
-            };
+            let desc = wgpu::ShaderModuleDescriptor { label: Some(kernel.name), source: shader };
             let module = if checked {
                 self.device.create_shader_module(desc)
             } else {

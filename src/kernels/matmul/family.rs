@@ -254,7 +254,7 @@ impl Question {
         let software = gpu.report.kind == "software";
         let name = match (software, gpu.report.subgroup) {
             // A driver that keeps arrays in memory: SwiftShader.
-            (true, _) if !gpu.report.name.contains("llvmpipe") => "vec4-32x32",
+            (true, _) if !gpu.is_lavapipe() => "vec4-32x32",
             (true, [4, 4]) if m * n <= 32 * 64 => "subgroup4-8x16",
             (true, [4, 4]) => "subgroup4-32x32",
             (true, [8, 8]) if m <= 16 => "subgroup8-16x64",

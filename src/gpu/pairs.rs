@@ -1,0 +1,255 @@
+//! Storage by pairs of floats, for drivers that make one load a loop over the lanes of a subgroup.
+//!
+//! lavapipe reads and writes each component of a vec4 by such a loop. Seen as `vec2<u64>` the same 16
+//! bytes take two of them instead of four, with the same bits. This is done to what the driver gets, for
+//! every kernel in one place; the shaders say vec4 and know nothing of it.
+
+use std::collections::HashMap;
+
+use naga::{
+    AddressSpace, ArraySize, Block, Expression, Function, GlobalVariable, Handle, Module, Range, Scalar,
+    Span, Statement, StorageAccess, TypeInner, VectorSize,
+};
+
+/// Declares NAME's memory a second time, with what loads and stores a vec4 of it.
+const TWIN: &str = "\
+@group(0) @binding(INDEX) var<storage, ACCESS> NAME_pairs: array<vec2<u64>>;
+fn NAME_load(at: u32) -> vec4<f32> {
+    let low = vec2<u32>(NAME_pairs[at]);
+    let high = vec2<u32>(NAME_pairs[at] >> vec2<u32>(32u));
+    return bitcast<vec4<f32>>(vec4<u32>(low.x, high.x, low.y, high.y));
+}
+";
+const TWIN_STORE: &str = "\
+fn NAME_store(at: u32, value: vec4<f32>) {
+    let x = bitcast<vec4<u32>>(value);
+    NAME_pairs[at] = vec2<u64>(x.xz) | vec2<u64>(x.yw) << vec2<u32>(32u);
+}
+";
+
+/// The functions that stand for loads and stores of one binding.
+struct Twin {
+    load: Handle<Function>,
+    store: Option<Handle<Function>>,
+}
+
+type Twins = HashMap<Handle<GlobalVariable>, Twin>;
+
+/// Parses a shader so that its `array<vec4<f32>>` in storage are read and written by pairs of floats,
+/// wherever a vec4 is only ever taken whole. The device must have `SHADER_INT64`.
+///
+/// # Errors
+/// The parser's message, with the place in the text.
+pub fn by_pairs(source: &str) -> Result<Module, String> {
+    let parse = |text: &str| naga::front::wgsl::parse_str(text).map_err(|e| e.emit_to_string(text));
+    let module = parse(source)?;
+    // In front of the source, for in a naga module a function comes before those that call it.
+    let twins =
+        module.global_variables.iter().filter(|(v, _)| taken_whole(&module, *v)).map(|(_, v)| twin(v));
+    let text = twins.chain([source.to_owned()]).collect::<String>();
+    let mut module = parse(&text)?;
+
+    let named =
+        |name: String| module.functions.iter().find(|(_, f)| f.name.as_ref() == Some(&name)).map(|(h, _)| h);
+    let twins: Twins = module
+        .global_variables
+        .iter()
+        .filter_map(|(handle, var)| {
+            let name = var.name.as_ref()?;
+            let load = named(format!("{name}_load"))?;
+            Some((handle, Twin { load, store: named(format!("{name}_store")) }))
+        })
+        .collect();
+    let entry_points = module.entry_points.iter_mut().map(|e| &mut e.function);
+    for function in module.functions.iter_mut().map(|(_, f)| f).chain(entry_points) {
+        redirect(function, &twins);
+    }
+    Ok(module)
+}
+
+/// The text of a variable's twin.
+fn twin(var: &GlobalVariable) -> String {
+    let (Some(name), Some(binding)) = (&var.name, &var.binding) else { return String::new() };
+    let (text, access) = match var.space {
+        AddressSpace::Storage { access } if access.contains(StorageAccess::STORE) => {
+            ([TWIN, TWIN_STORE].concat(), "read_write")
+        }
+        _ => (TWIN.to_owned(), "read"),
+    };
+    text.replace("NAME", name).replace("INDEX", &binding.binding.to_string()).replace("ACCESS", access)
+}
+
+/// Whether `var` is an `array<vec4<f32>>` in storage of which no shader asks the length, an element by a
+/// constant index, or a component by itself.
+fn taken_whole(module: &Module, var: Handle<GlobalVariable>) -> bool {
+    let declared = &module.global_variables[var];
+    let TypeInner::Array { base, size: ArraySize::Dynamic, .. } = module.types[declared.ty].inner else {
+        return false;
+    };
+    let vec4 = TypeInner::Vector { size: VectorSize::Quad, scalar: Scalar::F32 };
+    let functions =
+        || module.functions.iter().map(|(_, f)| f).chain(module.entry_points.iter().map(|e| &e.function));
+    matches!(declared.space, AddressSpace::Storage { .. })
+        && module.types[base].inner == vec4
+        && functions().all(|f| {
+            let is_var = |e: Handle<Expression>| f.expressions[e] == Expression::GlobalVariable(var);
+            let is_element = |e| matches!(f.expressions[e], Expression::Access { base, .. } if is_var(base));
+            f.expressions.iter().all(|(_, e)| match *e {
+                Expression::Access { base, .. } => !is_element(base),
+                Expression::AccessIndex { base, .. } => !is_var(base) && !is_element(base),
+                Expression::ArrayLength(array) => !is_var(array),
+                _ => true,
+            })
+        })
+}
+
+/// Turns a function's loads and stores of the elements of twinned arrays into calls.
+fn redirect(function: &mut Function, twins: &Twins) {
+    let expressions = &mut function.expressions;
+    let elements: HashMap<_, _> = expressions
+        .iter()
+        .filter_map(|(handle, e)| {
+            let Expression::Access { base, index } = *e else { return None };
+            let Expression::GlobalVariable(var) = expressions[base] else { return None };
+            Some((handle, Element { twin: twins.get(&var)?, index }))
+        })
+        .collect();
+    let mut loads = HashMap::new();
+    for (handle, e) in expressions.iter_mut() {
+        if let Expression::Load { pointer } = *e
+            && let Some(element) = elements.get(&pointer)
+        {
+            *e = Expression::CallResult(element.twin.load);
+            loads.insert(handle, element);
+        }
+    }
+    let body = std::mem::take(&mut function.body);
+    function.body = Redirect { elements: &elements, loads }.block(body);
+}
+
+struct Element<'a> {
+    twin: &'a Twin,
+    index: Handle<Expression>,
+}
+
+struct Redirect<'a> {
+    /// What points to an element; nothing evaluates it any more.
+    elements: &'a HashMap<Handle<Expression>, Element<'a>>,
+    /// What was a load and is the result of a call now.
+    loads: HashMap<Handle<Expression>, &'a Element<'a>>,
+}
+
+impl Redirect<'_> {
+    fn block(&self, block: Block) -> Block {
+        let mut to = Block::with_capacity(block.len());
+        for (statement, span) in block.span_into_iter() {
+            match statement {
+                Statement::Emit(range) => self.emit(range, span, &mut to),
+                Statement::Store { pointer, value } if self.elements.contains_key(&pointer) => {
+                    let Element { twin, index } = self.elements[&pointer];
+                    let function = twin.store.expect("what is stored to is declared read_write");
+                    to.push(Statement::Call { function, arguments: vec![index, value], result: None }, span);
+                }
+                Statement::Block(inner) => to.push(Statement::Block(self.block(inner)), span),
+                Statement::If { condition, accept, reject } => {
+                    let (accept, reject) = (self.block(accept), self.block(reject));
+                    to.push(Statement::If { condition, accept, reject }, span);
+                }
+                Statement::Switch { selector, mut cases } => {
+                    for case in &mut cases {
+                        case.body = self.block(std::mem::take(&mut case.body));
+                    }
+                    to.push(Statement::Switch { selector, cases }, span);
+                }
+                Statement::Loop { body, continuing, break_if } => {
+                    let (body, continuing) = (self.block(body), self.block(continuing));
+                    to.push(Statement::Loop { body, continuing, break_if }, span);
+                }
+                other => to.push(other, span),
+            }
+        }
+        to
+    }
+
+    /// Evaluates `range` with calls in the places of the loads.
+    fn emit(&self, range: Range<Expression>, span: Span, to: &mut Block) {
+        let mut run: Option<(Handle<Expression>, Handle<Expression>)> = None;
+        let flush = |run: &mut Option<_>, to: &mut Block| {
+            if let Some((first, last)) = run.take() {
+                to.push(Statement::Emit(Range::new_from_bounds(first, last)), span);
+            }
+        };
+        for handle in range {
+            if let Some(element) = self.loads.get(&handle) {
+                flush(&mut run, to);
+                let (function, arguments) = (element.twin.load, vec![element.index]);
+                to.push(Statement::Call { function, arguments, result: Some(handle) }, span);
+            } else if self.elements.contains_key(&handle) {
+                flush(&mut run, to);
+            } else {
+                run = Some((run.map_or(handle, |(first, _)| first), handle));
+            }
+        }
+        flush(&mut run, to);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use naga::valid::{Capabilities, ValidationFlags, Validator};
+
+    /// Names of the storage that the shader touches after [`by_pairs`].
+    fn touched(source: &str) -> Vec<String> {
+        let module = by_pairs(source).expect("the source parses");
+        let mut validator = Validator::new(ValidationFlags::all(), Capabilities::SHADER_INT64);
+        let info = validator.validate(&module).expect("what comes out is valid");
+        let usage = info.get_entry_point(0);
+        let used = module.global_variables.iter().filter(|(v, _)| !usage[*v].is_empty());
+        used.filter_map(|(_, var)| var.name.clone()).collect()
+    }
+
+    const BINDINGS: &str = "
+        @group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;
+        @group(0) @binding(1) var<storage, read_write> y: array<vec4<f32>>;
+        @group(0) @binding(2) var<storage, read_write> z: array<f32>;
+    ";
+
+    fn main(body: &str) -> String {
+        format!(
+            "{BINDINGS} fn twice(i: u32) -> vec4<f32> {{ return x[i] + x[i]; }}
+            @compute @workgroup_size(8) fn main(@builtin(local_invocation_index) i: u32) {{ {body} }}"
+        )
+    }
+
+    #[test]
+    fn loads_and_stores_of_whole_vec4_go_by_pairs_wherever_they_stand() {
+        let nested = "
+            var sum = twice(i);
+            for (var k = 0u; k < i; k++) {
+                switch k { case 1u: { sum += x[k] * y[k + 1u]; } default: { if k > 3u { y[k] = sum; } else { y[k] += x[i]; } } }
+            }
+            { y[i] = sum; }
+            z[i] = sum.x;
+        ";
+        assert_eq!(touched(&main(nested)), ["x_pairs", "y_pairs", "z"]);
+    }
+
+    #[test]
+    fn what_is_taken_in_parts_stays() {
+        for part in ["y[i].x = x[i].y", "y[0] = x[1]", "z[i] = f32(arrayLength(&x)); y[i][i] = x[i].x"] {
+            assert_eq!(
+                touched(&main(&format!("{part}; z[i] = x[i].x + y[i].x;"))),
+                ["x", "y", "z"],
+                "{part}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_text_that_does_not_parse_is_refused_in_the_words_of_the_parser() {
+        let words = by_pairs("fn main( {").expect_err("that is no shader");
+        assert!(words.contains("fn main( {"), "{words}");
+    }
+}
