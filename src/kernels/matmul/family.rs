@@ -250,15 +250,15 @@ impl Question {
     /// The default: a pure function of the device class and the shape. What stands here for software
     /// drivers was measured (docs/performance.md); for GPUs it is the textbook's until one is tuned.
     fn built_in(&self, gpu: &Gpu) -> Choice {
-        let Self { m, n, k, .. } = *self;
+        let Self { replicas, m, n, k, .. } = *self;
         let software = gpu.report.kind == "software";
         let name = match (software, gpu.report.subgroup) {
             // A driver that keeps arrays in memory: SwiftShader.
             (true, _) if !gpu.is_lavapipe() => "vec4-32x32",
             (true, [4, 4]) if m * n <= 32 * 64 => "subgroup4-8x16",
             (true, [4, 4]) => "subgroup4-32x32",
-            (true, [8, 8]) if m <= 16 => "subgroup8-16x64",
-            (true, [8, 8]) if m * n <= 32 * 64 => "subgroup8-32x32",
+            (true, [8, 8]) if m <= 16 && n > 32 => "subgroup8-16x64",
+            (true, [8, 8]) if m <= 32 || replicas * m * n <= 32 * 64 => "subgroup8-32x32",
             (true, [8, 8]) if m <= 128 || (m >= 2048 && self.form != Form::Forward) => "subgroup8-64x32",
             (true, [8, 8]) => "subgroup8-40x64",
             (true, [16, 16]) if m * n <= 64 * 64 => "subgroup16-16x64",
