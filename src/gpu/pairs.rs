@@ -127,6 +127,7 @@ fn redirect(function: &mut Function, twins: &Twins) {
     function.body = Redirect { elements: &elements, loads }.block(body);
 }
 
+/// Element `index` of a twinned array.
 struct Element<'a> {
     twin: &'a Twin,
     index: Handle<Expression>,
@@ -145,11 +146,7 @@ impl Redirect<'_> {
         for (statement, span) in block.span_into_iter() {
             match statement {
                 Statement::Emit(range) => self.emit(range, span, &mut to),
-                Statement::Store { pointer, value } if self.elements.contains_key(&pointer) => {
-                    let Element { twin, index } = self.elements[&pointer];
-                    let function = twin.store.expect("what is stored to is declared read_write");
-                    to.push(Statement::Call { function, arguments: vec![index, value], result: None }, span);
-                }
+                Statement::Store { pointer, value } => to.push(self.store(pointer, value), span),
                 Statement::Block(inner) => to.push(Statement::Block(self.block(inner)), span),
                 Statement::If { condition, accept, reject } => {
                     let (accept, reject) = (self.block(accept), self.block(reject));
@@ -169,6 +166,15 @@ impl Redirect<'_> {
             }
         }
         to
+    }
+
+    fn store(&self, pointer: Handle<Expression>, value: Handle<Expression>) -> Statement {
+        let element = self.elements.get(&pointer);
+        // A store to what is declared read-only stays, for the validator to refuse.
+        match element.and_then(|e| Some((e.twin.store?, vec![e.index, value]))) {
+            Some((function, arguments)) => Statement::Call { function, arguments, result: None },
+            None => Statement::Store { pointer, value },
+        }
     }
 
     /// Evaluates `range` with calls in the places of the loads.
