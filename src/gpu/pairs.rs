@@ -14,14 +14,14 @@ use naga::{
 /// Declares NAME's memory a second time, with what loads and stores a vec4 of it.
 const TWIN: &str = "\
 @group(0) @binding(INDEX) var<storage, ACCESS> NAME_pairs: array<vec2<u64>>;
-fn NAME_load(at: u32) -> vec4<f32> {
+fn NAME_pairs_load(at: u32) -> vec4<f32> {
     let low = vec2<u32>(NAME_pairs[at]);
     let high = vec2<u32>(NAME_pairs[at] >> vec2<u32>(32u));
     return bitcast<vec4<f32>>(vec4<u32>(low.x, high.x, low.y, high.y));
 }
 ";
 const TWIN_STORE: &str = "\
-fn NAME_store(at: u32, value: vec4<f32>) {
+fn NAME_pairs_store(at: u32, value: vec4<f32>) {
     let x = bitcast<vec4<u32>>(value);
     NAME_pairs[at] = vec2<u64>(x.xz) | vec2<u64>(x.yw) << vec2<u32>(32u);
 }
@@ -56,8 +56,8 @@ pub fn by_pairs(source: &str) -> Result<Module, String> {
         .iter()
         .filter_map(|(handle, var)| {
             let name = var.name.as_ref()?;
-            let load = named(format!("{name}_load"))?;
-            Some((handle, Twin { load, store: named(format!("{name}_store")) }))
+            let load = named(format!("{name}_pairs_load"))?;
+            Some((handle, Twin { load, store: named(format!("{name}_pairs_store")) }))
         })
         .collect();
     let entry_points = module.entry_points.iter_mut().map(|e| &mut e.function);

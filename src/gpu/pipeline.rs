@@ -224,11 +224,6 @@ impl Gpu {
         let checked = self.checked || planted.is_some();
         let source = kernel.specialise_text(planted.as_deref().unwrap_or(kernel.source), constants);
         let reflection = reflect(&source).map_err(|e| Error::device(&op, e))?;
-        let shader = if self.takes_pairs() {
-            wgpu::ShaderSource::Naga(Cow::Owned(by_pairs(&source).map_err(|e| Error::device(&op, e))?))
-        } else {
-            wgpu::ShaderSource::Wgsl(source.as_str().into())
-        };
         let invocations: u32 = reflection.workgroup_size.iter().product();
         for (what, wanted, limit) in [
             (
@@ -242,6 +237,11 @@ impl Gpu {
                 return Err(Error::device(op, format!("wanted {wanted} {what}, the device has {limit}")));
             }
         }
+        let shader = if self.takes_pairs() {
+            wgpu::ShaderSource::Naga(Cow::Owned(by_pairs(&source).map_err(|e| Error::device(&op, e))?))
+        } else {
+            wgpu::ShaderSource::Wgsl(source.as_str().into())
+        };
         self.guarded(&op, || {
             let desc = wgpu::ShaderModuleDescriptor { label: Some(kernel.name), source: shader };
             let module = if checked {
