@@ -72,8 +72,17 @@ fn derivative(s: vec4<f32>) -> vec4<f32> {
     }
 }
 
+// Of the columns col..col+4: the same for all rows, so a tile loads it once.
+fn bias_of(replica: u32, col: u32) -> vec4<f32> {
+    // Past the last column the bias may end.
+    if BIAS && col < params.n {
+        return bias[(replica * params.bias_replica + col) / 4u];
+    }
+    return vec4<f32>();
+}
+
 // Columns col..col+4 of one row of C; `col` is a multiple of 4. What lies past the edge of C is dropped.
-fn finish(replica: u32, split: u32, row: u32, col: u32, sum: vec4<f32>) {
+fn finish(replica: u32, split: u32, row: u32, col: u32, sum: vec4<f32>, shift: vec4<f32>) {
     if row >= params.m || col >= params.c_stride {
         return;
     }
@@ -81,8 +90,7 @@ fn finish(replica: u32, split: u32, row: u32, col: u32, sum: vec4<f32>) {
     let within = vec4<u32>(col, col + 1u, col + 2u, col + 3u) < vec4<u32>(params.n);
     var x = sum;
     if ACCUMULATE { x += c[(replica * params.c_replica + at) / 4u]; }
-    // Past the last column the bias may end.
-    if BIAS && col < params.n { x += bias[(replica * params.bias_replica + col) / 4u]; }
+    if BIAS { x += shift; }
     if KEEP {
         let kept = select(vec4<f32>(), x, within);
         for (var j = 0u; j < 4u; j++) { extra[replica * params.extra_replica + at + j] = kept[j]; }
@@ -119,7 +127,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     for (var split = 0u; split < SPLITS; split++) {
         sum += a[((split * params.replicas + replica) * params.a_replica + at) / 4u];
     }
-    finish(replica, 0u, row, col, sum);
+    finish(replica, 0u, row, col, sum, bias_of(replica, col));
     if ROW_SUMS && col == 0u {
         var row_sum = 0.0;
         for (var split = 0u; split < SPLITS; split++) {

@@ -74,8 +74,17 @@ fn derivative(s: vec4<f32>) -> vec4<f32> {
     }
 }
 
+// Of the columns col..col+4: the same for all rows, so a tile loads it once.
+fn bias_of(replica: u32, col: u32) -> vec4<f32> {
+    // Past the last column the bias may end.
+    if BIAS && col < params.n {
+        return bias[(replica * params.bias_replica + col) / 4u];
+    }
+    return vec4<f32>();
+}
+
 // Columns col..col+4 of one row of C; `col` is a multiple of 4. What lies past the edge of C is dropped.
-fn finish(replica: u32, split: u32, row: u32, col: u32, sum: vec4<f32>) {
+fn finish(replica: u32, split: u32, row: u32, col: u32, sum: vec4<f32>, shift: vec4<f32>) {
     if row >= params.m || col >= params.c_stride {
         return;
     }
@@ -83,8 +92,7 @@ fn finish(replica: u32, split: u32, row: u32, col: u32, sum: vec4<f32>) {
     let within = vec4<u32>(col, col + 1u, col + 2u, col + 3u) < vec4<u32>(params.n);
     var x = sum;
     if ACCUMULATE { x += c[(replica * params.c_replica + at) / 4u]; }
-    // Past the last column the bias may end.
-    if BIAS && col < params.n { x += bias[(replica * params.bias_replica + col) / 4u]; }
+    if BIAS { x += shift; }
     if KEEP {
         let kept = select(vec4<f32>(), x, within);
         for (var j = 0u; j < 4u; j++) { extra[replica * params.extra_replica + at + j] = kept[j]; }
@@ -161,10 +169,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         if ROW_SUMS { row_sums += vec4<f32>(1.0) * a_k; }
     }
 
-    finish(replica, split, row, col, sums[0]);
-    finish(replica, split, row + 1u, col, sums[1]);
-    finish(replica, split, row + 2u, col, sums[2]);
-    finish(replica, split, row + 3u, col, sums[3]);
+    let shift = bias_of(replica, col);
+    finish(replica, split, row, col, sums[0], shift);
+    finish(replica, split, row + 1u, col, sums[1], shift);
+    finish(replica, split, row + 2u, col, sums[2], shift);
+    finish(replica, split, row + 3u, col, sums[3], shift);
     if ROW_SUMS && col == 0u {
         finish_row_sum(replica, split, row, row_sums.x);
         finish_row_sum(replica, split, row + 1u, row_sums.y);
