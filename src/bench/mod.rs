@@ -58,6 +58,9 @@ pub struct Record {
     /// FLOPs over (time x the 1024^3 rate): how much of a step is matrix product at full speed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fraction_of_matmul: Option<f64>,
+    /// Of a step: how many devices share its students.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub devices: Option<usize>,
 }
 
 /// Median, fastest and slowest repeat, in seconds.

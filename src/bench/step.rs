@@ -56,6 +56,11 @@ const LOSS: Loss = Loss { temperature: 4.0, hard_weight: 0.1, soft_weight: 0.9, 
 const ADAM: Adam = Adam { beta_1: 0.9, beta_2: 0.999, epsilon: 1e-8, weight_decay: 0.0, decoupled: false };
 
 impl Pair {
+    /// The same with so many of its students.
+    pub fn with(&self, replicas: usize) -> Self {
+        Self { replicas, ..*self }
+    }
+
     /// FLOPs of a step.
     pub fn flops(&self) -> f64 {
         let asked = self.teacher.windows(2).map(|s| (s[0] * s[1]) as f64).sum();
@@ -203,33 +208,57 @@ pub struct DispatchTime {
     pub floor_us: f64,
 }
 
-/// Steps per second of pairs. `matmul_rate` is the 1024^3 rate of this run in FLOP/s.
+/// Steps per second of pairs, as many students to a device as in a run. `matmul_rate` is the 1024^3 rate of
+/// this run in FLOP/s, which like the peak is of one device.
 ///
 /// # Errors
 /// [`Error::Run`] where a step goes wrong; [`Error::Device`].
 pub fn run(gpu: &Gpu, peak: &Peak, matmul_rate: f64, pairs: &[&Pair]) -> Result<Vec<Record>> {
     let mut records = Vec::new();
     for &pair in pairs {
-        let mut bench = Bench::new(gpu, *pair)?;
-        bench.check()?;
-        // As a run paces itself: about 50 ms to a submission.
-        bench.train(0.2, 4)?;
-        let once = bench.train(0.2, 4)?;
-        let per_submission = (0.05 / once).ceil().clamp(1.0, f64::from(SLOTS)) as u32;
-        let mut seconds = Vec::new();
-        for _ in 0..5 {
-            seconds.push(bench.train(0.6, per_submission)?);
-        }
+        let share = gpu.share(pair.replicas);
+        let others: Vec<Gpu> =
+            (share..pair.replicas).step_by(share).map(|_| gpu.beside()).collect::<Result<_>>()?;
+        let devices: Vec<&Gpu> = std::iter::once(gpu).chain(&others).collect();
+        let parts = devices.iter().enumerate().map(|(i, device)| {
+            let mut bench = Bench::new(device, pair.with(share.min(pair.replicas - i * share)))?;
+            bench.check()?;
+            // As a run paces itself: about 50 ms to a submission.
+            bench.train(0.2, 4)?;
+            let once = bench.train(0.2, 4)?;
+            Ok((bench, (0.05 / once).ceil().clamp(1.0, f64::from(SLOTS)) as u32))
+        });
+        let mut parts = parts.collect::<Result<Vec<_>>>()?;
+        let seconds = (0..5).map(|_| train_all(&mut parts)).collect::<Result<Vec<_>>>()?;
         let times = Times::of(seconds);
         let work = pair.flops();
         let mut record = times.record("step", &format!("batch-{}", pair.batch), pair.name, work, 0.0);
-        record.fraction_of_peak = Some(work / times.median / peak.flops);
-        record.fraction_of_matmul = Some(work / (times.median * matmul_rate));
-        record.host_us_per_dispatch = Some(1e6 * bench.encode()?);
+        record.devices = Some(devices.len());
+        let each = work / devices.len() as f64;
+        record.fraction_of_peak = Some(each / times.median / peak.flops);
+        record.fraction_of_matmul = Some(each / (times.median * matmul_rate));
+        record.host_us_per_dispatch = Some(1e6 * parts[0].0.encode()?);
         record.steps_per_second = Some(pair.replicas as f64 / times.median);
         records.push(record);
     }
     Ok(records)
+}
+
+/// Trains on all devices at once, with so many steps to a submission, and gives the seconds that a step of all
+/// students takes.
+fn train_all(parts: &mut [(Bench<'_>, u32)]) -> Result<f64> {
+    let students: usize = parts.iter().map(|(bench, _)| bench.pair.replicas).sum();
+    let rates = std::thread::scope(|scope| {
+        let train = |(bench, per_submission): &mut (Bench<'_>, u32)| {
+            Ok(bench.pair.replicas as f64 / bench.train(0.6, *per_submission)?)
+        };
+        let (first, others) = parts.split_at_mut(1);
+        let others: Vec<_> = others.iter_mut().map(|part| scope.spawn(move || train(part))).collect();
+        let first = train(&mut first[0]);
+        let others = others.into_iter().map(|h| h.join().unwrap_or_else(|p| std::panic::resume_unwind(p)));
+        std::iter::once(first).chain(others).collect::<Result<Vec<f64>>>()
+    })?;
+    Ok(students as f64 / rates.iter().sum::<f64>())
 }
 
 impl Bench<'_> {

@@ -7,8 +7,8 @@ use crate::gpu::profile::Profile;
 use crate::kernels::matmul::{Choice, Form, Question};
 
 /// The products of a configuration: forward of the teacher and the student, gradients of the
-/// student; with `rows` rows also those of an evaluation.
-pub fn questions(teacher: &[usize], student: &[usize], batch: usize, replicas: usize) -> Vec<Question> {
+/// student, for each number of students side by side.
+pub fn questions(teacher: &[usize], student: &[usize], batch: usize, replicas: &[usize]) -> Vec<Question> {
     let mut all = Vec::new();
     let mut ask = |form, replicas, m, n, k| {
         let question = Question { form, replicas, m, n, k };
@@ -19,11 +19,13 @@ pub fn questions(teacher: &[usize], student: &[usize], batch: usize, replicas: u
     for s in teacher.windows(2) {
         ask(Form::Forward, 1, batch, s[1], s[0]);
     }
-    for (i, s) in student.windows(2).enumerate() {
-        ask(Form::Forward, replicas, batch, s[1], s[0]);
-        ask(Form::WeightGradient, replicas, s[1], s[0], batch);
-        if i > 0 {
-            ask(Form::InputGradient, replicas, batch, s[0], s[1]);
+    for &replicas in replicas {
+        for (i, s) in student.windows(2).enumerate() {
+            ask(Form::Forward, replicas, batch, s[1], s[0]);
+            ask(Form::WeightGradient, replicas, s[1], s[0], batch);
+            if i > 0 {
+                ask(Form::InputGradient, replicas, batch, s[0], s[1]);
+            }
         }
     }
     all

@@ -55,9 +55,9 @@ enum What {
 }
 
 impl Args {
-    /// Of the pairs whose steps are measured, if nothing else is and they agree on what the driver is told.
+    /// Of a device's share of the pairs whose steps are measured, if nothing else is and they agree on what the driver is told.
     pub fn step_flops(&self) -> Option<f64> {
-        let mut flops = step::pairs(&self.shapes).map(Pair::flops);
+        let mut flops = step::pairs(&self.shapes).map(share_flops);
         let first = matches!(self.what, What::Step { .. }).then(|| flops.next())??;
         flops.all(|f| environment::alone(f) == environment::alone(first)).then_some(first)
     }
@@ -85,7 +85,8 @@ pub fn run(args: &Args) -> Result<()> {
         }
         if compare {
             for pair in here {
-                profiles.push((pair.name.to_owned(), step::Bench::new(&gpu, *pair)?.profile(&best)?));
+                let share = pair.with(gpu.share(pair.replicas));
+                profiles.push((pair.name.to_owned(), step::Bench::new(&gpu, share)?.profile(&best)?));
             }
         }
         if !apart.is_empty() {
@@ -113,7 +114,14 @@ pub fn run(args: &Args) -> Result<()> {
         println!();
         match rows {
             None => println!("{name}: the device has no timestamps, so dispatches cannot be told apart"),
-            Some(rows) => print!("{}", table::render(&profile_lines(&name, &rows))),
+            Some(rows) => {
+                let devices = records.iter().find(|r| r.shape == name).and_then(|r| r.devices);
+                let title = match devices.filter(|n| *n > 1) {
+                    Some(n) => format!("{name}, one of {n} devices"),
+                    None => name,
+                };
+                print!("{}", table::render(&profile_lines(&title, &rows)));
+            }
         }
     }
     Ok(())
@@ -128,7 +136,12 @@ struct Measured {
 
 /// Whether a run of the pair's size would tell lavapipe something that this process has not.
 fn is_apart(gpu: &Gpu, pair: &Pair) -> bool {
-    gpu.is_lavapipe() && std::env::var_os(LAVAPIPE_THREADS).is_none() && environment::alone(pair.flops())
+    gpu.is_lavapipe() && std::env::var_os(LAVAPIPE_THREADS).is_none() && environment::alone(share_flops(pair))
+}
+
+/// FLOPs of a step of as many of its students as train on one device where lavapipe has one thread.
+fn share_flops(pair: &Pair) -> f64 {
+    pair.with(environment::share(pair.replicas)).flops()
 }
 
 /// Measures pairs in a process of their own, whose environment is that of a run of their size. It measures

@@ -11,7 +11,8 @@ use crate::gpu::Gpu;
 use crate::mlp::Mlp;
 use crate::reference::Matrix;
 use crate::report::progress::Progress;
-use crate::train::{Recipe, Replica, Rows, Run};
+use crate::train::shares::Whole;
+use crate::train::{Recipe, Replica, Rows};
 
 /// Rows per batch in evaluation: large enough to keep a device busy, small enough for any.
 pub const EVAL_BATCH: usize = 1000;
@@ -47,13 +48,12 @@ impl Cohort<'_> {
         replicas: Vec<Replica>,
     ) -> Result<Trained> {
         let began = Instant::now();
-        let mut run = Run::new(self.gpu, self.train, rows, teacher, recipe, replicas)?;
-        if self.let_fall {
-            run.let_fall();
-        }
-        let mut progress = Progress::new(title, run.steps, self.quiet);
+        let share = self.gpu.share(replicas.len());
+        let Self { gpu, train: data, let_fall, .. } = *self;
+        let whole = Whole { gpu, data, rows, teacher, recipe, replicas, let_fall };
+        let mut progress = Progress::new(title, whole.steps(), self.quiet);
         let mut shown = 0;
-        run.advance(run.steps, |row| {
+        let trained = whole.train(share, |row| {
             // The first student's rows come before those of the others, until it falls out.
             if row.step > shown {
                 shown = row.step;
@@ -62,12 +62,9 @@ impl Cohort<'_> {
             Ok(())
         })?;
         progress.finish();
-        Ok(Trained {
-            students: run.students().clone(),
-            steps: run.steps,
-            seconds: began.elapsed().as_secs_f64(),
-            fallen: run.fallen().to_vec(),
-        })
+        let (steps, fallen) = (trained.steps, trained.fallen);
+        let students = Mlp::upload(gpu, "students", &trained.students)?;
+        Ok(Trained { students, steps, seconds: began.elapsed().as_secs_f64(), fallen })
     }
 }
 

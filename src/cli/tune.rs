@@ -6,6 +6,7 @@ use crate::bench::tune;
 use crate::cli::common::DeviceArgs;
 use crate::distill::step_flops;
 use crate::error::{Error, Result};
+use crate::gpu::environment;
 use crate::mlp::weights::{check_sizes, write_atomically};
 
 /// Measures the matmul variants on the products of a configuration and writes the fastest of each
@@ -39,10 +40,10 @@ pub struct Args {
 }
 
 impl Args {
-    /// Of a step of the configuration: what is measured runs as a run does.
+    /// Of a step of the configuration, of one device's share of it: what is measured runs as a run does.
     pub fn step_flops(&self) -> f64 {
         let asked = self.teacher_layers.windows(2).map(|s| s[0] as f64 * s[1] as f64).sum();
-        step_flops(asked, &self.layers, self.replicas, self.batch_size)
+        step_flops(asked, &self.layers, environment::share(self.replicas), self.batch_size)
     }
 }
 
@@ -59,7 +60,10 @@ pub fn run(args: &Args) -> Result<()> {
             .with_hint("overwrite with --force"));
     }
     let gpu = args.device.open(false)?;
-    let questions = tune::questions(&args.teacher_layers, &args.layers, args.batch_size, args.replicas);
+    // The last share may be smaller.
+    let share = gpu.share(args.replicas);
+    let shares = [share, (args.replicas - 1) % share + 1];
+    let questions = tune::questions(&args.teacher_layers, &args.layers, args.batch_size, &shares);
     let profile = tune::run(&gpu, &questions, |question, best, ms, standard| {
         eprintln!("{}: {best} {ms:.3} ms ({:.2} x the built-in choice)", question.key(), standard / ms);
     })?;

@@ -1,5 +1,6 @@
 //! Whom the student learns from: networks that run in every step, logits made before, or several of both.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::data::{Dataset, Elements, Normalisation};
@@ -82,6 +83,28 @@ impl Teacher {
             Self::Cached(_) => false,
             Self::Ensemble(members, _) => members.iter().all(|m| matches!(m, Member::Live(..))),
         }
+    }
+
+    /// The same teacher on another device, for the replicas `of` of a run.
+    ///
+    /// # Errors
+    /// As [`Mlp::copied`].
+    pub fn copied(&self, from: &Gpu, to: &Gpu, of: Range<usize>) -> Result<Self> {
+        let member = |member: &Member| {
+            Ok(match member {
+                Member::Live(mlp, own) => Member::Live(mlp.copied(from, to, of.clone())?, own.clone()),
+                Member::Cached(logits) => Member::Cached(logits.copied(from, to)?),
+                Member::Rows(logits, memory) => Member::Rows(logits.clone(), *memory),
+            })
+        };
+        Ok(match self {
+            Self::None => Self::None,
+            Self::Live(mlp) => Self::Live(mlp.copied(from, to, of)?),
+            Self::Cached(logits) => Self::Cached(logits.copied(from, to)?),
+            Self::Ensemble(members, rule) => {
+                Self::Ensemble(members.iter().map(member).collect::<Result<_>>()?, *rule)
+            }
+        })
     }
 
     /// Records what the teacher does with a batch: its forward passes, and the mean of several. What has to

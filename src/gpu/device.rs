@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::error::{Error, Result};
+use crate::gpu::environment::{self, LAVAPIPE_THREADS};
 use crate::gpu::pipeline::PipelineCache;
 use crate::gpu::profile::Profile;
 use crate::gpu::surroundings::Surroundings;
@@ -216,6 +217,7 @@ pub struct Gpu {
     pub checked: bool,
     /// Answers measured earlier on this device; empty unless a profile was named.
     pub profile: Profile,
+    choice: AdapterChoice,
     faults: Faults,
     nothing: OnceLock<Tensor>,
     avoided: Mutex<BTreeSet<String>>,
@@ -286,11 +288,30 @@ impl Gpu {
             report,
             checked: choice.checked,
             profile,
+            choice: choice.clone(),
             faults,
             nothing: OnceLock::new(),
             avoided: Mutex::default(),
             rates: Mutex::default(),
         })
+    }
+
+    /// One more device of the same adapter, so that both compute at the same time: with an instance of its own,
+    /// since lavapipe lets the devices of one instance take turns.
+    ///
+    /// # Errors
+    /// As [`Gpu::open`].
+    pub fn beside(&self) -> Result<Self> {
+        let other = Self::open(&self.choice)?;
+        self.avoided().iter().for_each(|kernel| other.avoid(kernel));
+        Ok(other)
+    }
+
+    /// The most of `students` that are to train on one device; the others have devices [`Gpu::beside`] it.
+    /// All of them but where lavapipe computes in the thread that calls it.
+    pub fn share(&self, students: usize) -> usize {
+        let alone = self.is_lavapipe() && std::env::var_os(LAVAPIPE_THREADS).is_some_and(|n| n == "0");
+        if alone { environment::share(students) } else { students }
     }
 
     /// The largest part of a buffer that a shader can see at once, in bytes.

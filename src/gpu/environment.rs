@@ -11,8 +11,15 @@ pub fn alone(step_flops: f64) -> bool {
     step_flops < 16e6
 }
 
-/// Prepares the process for Vulkan drivers, and for a command whose steps have so many FLOPs, where they
-/// are known. Called by the binary when there is no other thread; whatever the user has set wins.
+/// The most of `students` that train on one device where lavapipe computes in the thread that calls it: every
+/// core has a device of its own then, as long as two students or more share what their teacher says.
+pub fn share(students: usize) -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    students.div_ceil(cores.min(students / 2).max(1))
+}
+
+/// Prepares the process for Vulkan drivers, and for a command whose steps, of a [`share`] of its students,
+/// have so many FLOPs, where they are known. Called by the binary when there is no other thread; whatever the user has set wins.
 ///
 /// - Small steps keep lavapipe to one thread. The bits do not depend on it.
 /// - Mesa's shader cache takes no notice of `LP_NATIVE_VECTOR_WIDTH`, lavapipe's vector width, and

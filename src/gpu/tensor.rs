@@ -189,6 +189,14 @@ impl Tensor {
         Ok(tight)
     }
 
+    /// The same 32-bit elements on another device.
+    ///
+    /// # Errors
+    /// As [`Tensor::zeros`] and [`Tensor::read_blocking`].
+    pub fn copied(&self, from: &Gpu, to: &Gpu) -> Result<Self> {
+        Self::upload(to, &self.label, self.shape, &self.read_blocking::<u32>(from)?)
+    }
+
     /// The view's whole span, padding and all.
     ///
     /// # Errors

@@ -4,6 +4,8 @@ pub mod onnx;
 pub mod repair;
 pub mod weights;
 
+use std::ops::Range;
+
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Plan, Tensor};
 use crate::kernels::dropout::{self, Drop};
@@ -173,6 +175,16 @@ impl Mlp {
                 Ok(Weights { activation: self.activation, layers })
             })
             .collect()
+    }
+
+    /// The same networks on another device: of several, one to a replica, those of the replicas `of`.
+    ///
+    /// # Errors
+    /// As [`Mlp::upload`] and [`Mlp::read_blocking`].
+    pub fn copied(&self, from: &Gpu, to: &Gpu, of: Range<usize>) -> Result<Self> {
+        let networks = self.read_blocking(from)?;
+        let of = if networks.len() == 1 { 0..1 } else { of };
+        Self::upload(to, &self.label, &networks[of])
     }
 
     /// Records the forward pass of a batch `x` `[r, batch, in]`; a single batch or a single network

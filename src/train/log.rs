@@ -174,7 +174,7 @@ impl Run<'_> {
     fn fall(&mut self, step: u64, replica: usize, tally: &Tally) -> Result<()> {
         let Some(fallen) = &mut self.fallen else {
             self.fault = Some(step);
-            return Err(not_finite(step, replica, tally));
+            return Err(not_finite(step, self.first + replica, tally));
         };
         fallen[replica] = Some(step);
         for span in [Span::Interval, Span::Epoch] {
@@ -195,7 +195,7 @@ impl Run<'_> {
         let trained = (self.done - from) as f64 / self.steps_per_epoch() as f64 * self.rows as f64;
         Row {
             span,
-            replica,
+            replica: self.first + replica,
             step,
             steps: self.steps,
             epoch,

@@ -4,6 +4,7 @@
 //! ```text
 //! here        Run: steps
 //! along       runs whose teachers learn too
+//! shares      the students of a run on several devices at once
 //! log         rows of metrics
 //! left        how long the rest takes
 //! state       what changes from step to step, on the host: taken from a run, given back to one
@@ -21,6 +22,7 @@ mod left;
 mod log;
 pub mod run_dir;
 pub mod session;
+pub mod shares;
 pub mod state;
 pub mod stop;
 
@@ -92,6 +94,14 @@ impl Recipe {
         }
         let expected = format!("from 1 to {SLOTS}, in which the batch of {batch} parts");
         Err(Error::usage("gradient accumulation", expected, accumulate.to_string()))
+    }
+
+    /// Optimiser steps of a run over `rows` rows.
+    pub fn steps(&self, rows: usize) -> u64 {
+        match self.length {
+            Length::Epochs(n) => n * rows.div_ceil(self.batch.max(1)) as u64,
+            Length::Steps(n) => n,
+        }
     }
 
     /// In as many more micro-batches as it takes for `columns` of as many of `rows` as a micro-batch has to
@@ -204,6 +214,8 @@ pub struct Run<'a> {
     fault: Option<u64>,
     /// Where such a step does not end the run: which it was, for each replica.
     fallen: Option<Vec<Option<u64>>>,
+    /// The number of its first replica: other than 0 where it is a share of a larger run.
+    first: usize,
 }
 
 impl<'a> Run<'a> {
@@ -259,11 +271,7 @@ impl<'a> Run<'a> {
             count => Micro { rows: (recipe.batch / count).min(length), count },
         };
         let step = Step::record(gpu, &feed, teacher, pull, &students, optimizer, guard, regularize, micro)?;
-        let per_epoch = length.div_ceil(batch) as u64;
-        let steps = match recipe.length {
-            Length::Epochs(n) => n * per_epoch,
-            Length::Steps(n) => n,
-        };
+        let steps = recipe.steps(length);
         if steps == 0 {
             return Err(Error::usage("epochs or steps", "at least 1", "0"));
         }
@@ -286,6 +294,7 @@ impl<'a> Run<'a> {
             rows: length,
             fault: None,
             fallen: None,
+            first: 0,
         })
     }
 

@@ -9,5 +9,6 @@ mod interrupt;
 mod limits;
 mod replay;
 mod same_bits;
+mod shares;
 #[cfg(target_os = "linux")]
 mod soak;
