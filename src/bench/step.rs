@@ -12,6 +12,7 @@ use crate::distill::step::{Guard, Loss, Micro, Optimizer, Step, Teacher};
 use crate::distill::step_flops;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
+use crate::gpu::environment::Load;
 use crate::gpu::program::SLOTS;
 use crate::gpu::readback::Flights;
 use crate::kernels::adam::Adam;
@@ -59,6 +60,11 @@ impl Pair {
     /// The same with so many of its students.
     pub fn with(&self, replicas: usize) -> Self {
         Self { replicas, ..*self }
+    }
+
+    /// Of a step.
+    pub fn load(&self) -> Load {
+        Load::of(self.replicas, |replicas| self.with(replicas).flops())
     }
 
     /// FLOPs of a step.

@@ -11,7 +11,7 @@ use crate::bench::{Record, head, matmul, peak, step};
 use crate::cli::common::DeviceArgs;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
-use crate::gpu::environment::{self, LAVAPIPE_THREADS};
+use crate::gpu::environment::{LAVAPIPE_THREADS, Load};
 use crate::report::table;
 
 /// Measures kernels and the whole step against what the device can do at best.
@@ -55,11 +55,11 @@ enum What {
 }
 
 impl Args {
-    /// Of a device's share of the pairs whose steps are measured, if nothing else is and they agree on what the driver is told.
-    pub fn step_flops(&self) -> Option<f64> {
-        let mut flops = step::pairs(&self.shapes).map(share_flops);
-        let first = matches!(self.what, What::Step { .. }).then(|| flops.next())??;
-        flops.all(|f| environment::alone(f) == environment::alone(first)).then_some(first)
+    /// Of the pairs whose steps are measured, if nothing else is and they agree on what the driver is told.
+    pub fn load(&self) -> Option<Load> {
+        let mut loads = step::pairs(&self.shapes).map(Pair::load);
+        let first = matches!(self.what, What::Step { .. }).then(|| loads.next())??;
+        loads.all(|load| load.alone() == first.alone()).then_some(first)
     }
 }
 
@@ -136,12 +136,7 @@ struct Measured {
 
 /// Whether a run of the pair's size would tell lavapipe something that this process has not.
 fn is_apart(gpu: &Gpu, pair: &Pair) -> bool {
-    gpu.is_lavapipe() && std::env::var_os(LAVAPIPE_THREADS).is_none() && environment::alone(share_flops(pair))
-}
-
-/// FLOPs of a step of as many of its students as train on one device where lavapipe has one thread.
-fn share_flops(pair: &Pair) -> f64 {
-    pair.with(environment::share(pair.replicas)).flops()
+    gpu.is_lavapipe() && std::env::var_os(LAVAPIPE_THREADS).is_none() && pair.load().alone()
 }
 
 /// Measures pairs in a process of their own, whose environment is that of a run of their size. It measures

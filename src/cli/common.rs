@@ -12,6 +12,7 @@ use crate::data::{Dataset, Split};
 use crate::distill::step::{Guard, Optimizer};
 use crate::distill::step_flops;
 use crate::error::{Error, Result};
+use crate::gpu::environment::Load;
 use crate::gpu::{AdapterChoice, Gpu};
 use crate::kernels::adam::Adam;
 use crate::kernels::matmul::Activation;
@@ -222,9 +223,10 @@ pub struct TrainingArgs {
 }
 
 impl TrainingArgs {
-    /// FLOPs of a step, or micro-batch, of `replicas` students under teachers of `asked` weights.
-    pub fn step_flops(&self, asked: f64, layers: &[usize], replicas: usize) -> f64 {
-        step_flops(asked, layers, replicas, self.batch_size / self.accumulate.max(1))
+    /// Of a step, or micro-batch, of `replicas` students under teachers of `asked` weights.
+    pub fn load(&self, asked: f64, layers: &[usize], replicas: usize) -> Load {
+        let rows = self.batch_size / self.accumulate.max(1);
+        Load::of(replicas, |replicas| step_flops(asked, layers, replicas, rows))
     }
 
     pub fn schedules(&self) -> Schedules {

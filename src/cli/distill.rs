@@ -9,6 +9,7 @@ use crate::cli::seeds::Seeds;
 use crate::distill::step::Loss;
 use crate::error::Result;
 use crate::gpu::Gpu;
+use crate::gpu::environment::Load;
 use crate::train::run_dir::Record;
 use crate::train::{Recipe, Replica};
 
@@ -40,8 +41,8 @@ pub struct Args {
 }
 
 impl Args {
-    pub fn step_flops(&self) -> f64 {
-        self.lesson.step_flops(&self.lesson.network.layers, self.seeds.unwrap_or(1) as usize)
+    pub fn load(&self) -> Load {
+        self.lesson.load(&self.lesson.network.layers, self.seeds.unwrap_or(1) as usize)
     }
 
     /// Whether the result is to be printed as JSON.

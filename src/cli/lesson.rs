@@ -11,7 +11,7 @@ use crate::data::{Dataset, Split};
 use crate::distill::logits::{Logits, Wanted};
 use crate::distill::step::Loss;
 use crate::error::{Error, Result};
-use crate::gpu::environment;
+use crate::gpu::environment::Load;
 use crate::mlp::weights::Model;
 use crate::train::Recipe;
 use crate::train::schedule::Schedules;
@@ -50,9 +50,9 @@ pub struct Prepared {
 }
 
 impl LessonArgs {
-    /// About the FLOPs of a step of `replicas` students, of one device's share of them: no file is opened for it.
-    pub fn step_flops(&self, layers: &[usize], replicas: usize) -> f64 {
-        self.training.step_flops(self.teacher.bytes() as f64 / 4.0, layers, environment::share(replicas))
+    /// About, of a step of `replicas` students: no file is opened for it.
+    pub fn load(&self, layers: &[usize], replicas: usize) -> Load {
+        self.training.load(self.teacher.bytes() as f64 / 4.0, layers, replicas)
     }
 
     pub fn recipe(&self, log_every: u64) -> Result<Recipe> {

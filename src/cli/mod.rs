@@ -36,7 +36,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::cli::options::Resolved;
 use crate::error::{Error, Result};
-use crate::gpu::environment;
+use crate::gpu::environment::{self, Load};
 use crate::train::run_dir::Record;
 
 /// Knowledge distillation of multi-layer perceptrons on any GPU.
@@ -93,14 +93,14 @@ enum Command {
 }
 
 impl Command {
-    /// About how many FLOPs each step of the command has, for those that are mostly steps of one size.
-    fn step_flops(&self) -> Option<f64> {
+    /// About how much each step of the command is, for those that are mostly steps of one size.
+    fn load(&self) -> Option<Load> {
         match self {
-            Self::Train(args) => Some(args.step_flops()),
-            Self::Distill(args) => Some(args.step_flops()),
-            Self::Sweep(args) => Some(args.step_flops()),
-            Self::Tune(args) => Some(args.step_flops()),
-            Self::Bench(args) => args.step_flops(),
+            Self::Train(args) => Some(args.load()),
+            Self::Distill(args) => Some(args.load()),
+            Self::Sweep(args) => args.load(),
+            Self::Tune(args) => Some(args.load()),
+            Self::Bench(args) => args.load(),
             _ => None,
         }
     }
@@ -114,7 +114,7 @@ impl Command {
 /// Whatever the command met.
 pub fn run() -> Result<()> {
     let (command, resolved) = parse(std::env::args_os().collect())?;
-    environment::prepare(command.step_flops());
+    environment::prepare(command.load());
     match command {
         Command::Demo(args) => demo::run(&args),
         Command::Devices(args) => devices::run(&args),
@@ -171,34 +171,40 @@ fn rerun(args: Vec<OsString>, record: &Record) -> Result<(String, Record)> {
 mod tests {
     use super::*;
 
-    fn step_flops(line: &str) -> Option<f64> {
+    fn load(line: &str) -> Option<Load> {
         let args = ["limbeck"].into_iter().chain(line.split_whitespace());
-        parse(args.map(OsString::from).collect()).expect("a command").0.step_flops()
+        parse(args.map(OsString::from).collect()).expect("a command").0.load()
     }
 
     fn alone(line: &str) -> bool {
-        step_flops(line).is_some_and(environment::alone)
+        load(line).is_some_and(|load| load.alone())
     }
 
     #[test]
     fn a_step_is_as_large_as_rows_weights_and_students_make_it() {
         // Twice 64 x 32 and thrice 32 x 10 multiply-adds a row.
         let small = 2.0 * 64.0 * (2.0 * 2048.0 + 3.0 * 320.0);
-        assert_eq!(step_flops("train --data d --layers 64,32,10 --batch-size 64 --out o"), Some(small));
+        let one = Some(Load { all: small, share: small });
+        assert_eq!(load("train --data d --layers 64,32,10 --batch-size 64 --out o"), one);
         let micro = "train --data d --layers 64,32,10 --batch-size 128 --accumulate 2 --out o";
-        assert_eq!(step_flops(micro), Some(small));
+        assert_eq!(load(micro), one);
 
         let dir = tempfile::tempdir().expect("a folder");
         let teacher = dir.path().join("teacher.safetensors");
         std::fs::write(&teacher, vec![0; 4000]).expect("written");
         let taught =
             format!("--data d --teacher {} --layers 64,32,10 --batch-size 64 --out o", teacher.display());
-        let asked = 2.0 * 64.0 * 1000.0;
-        assert_eq!(step_flops(&format!("distill {taught}")), Some(asked + small));
-        assert_eq!(step_flops(&format!("distill {taught} --seeds 3")), Some(asked + 3.0 * small));
+        // Every device asks the teacher.
+        let of =
+            |students| Some(Load::of(students, |students| 2.0 * 64.0 * 1000.0 + students as f64 * small));
+        assert_eq!(load(&format!("distill {taught}")), of(1));
+        assert_eq!(load(&format!("distill {taught} --seeds 3")), of(3));
         let grid = "--grid temperature=1,2,4 --grid layers=64-32-10,64-16-10 --seeds 2";
-        assert_eq!(step_flops(&format!("sweep {taught} {grid}")), Some(asked + 6.0 * small));
-        assert_eq!(step_flops(&format!("sweep {taught} {grid} --at-once 3")), Some(asked + 3.0 * small));
+        let beyond = |load: Option<Load>| load.expect("a load").beyond();
+        let off = beyond(load(&format!("sweep {taught} {grid}"))) - beyond(of(6));
+        assert!(off.abs() < 1.0, "{off}");
+        assert_eq!(load(&format!("sweep {taught} --grid temperature=1,2,4 --seeds 2")), of(6));
+        assert_eq!(load(&format!("sweep {taught} --grid temperature=1,2,4 --seeds 2 --at-once 3")), of(3));
     }
 
     #[test]
@@ -211,11 +217,11 @@ mod tests {
         assert!(!alone("bench step --shapes hinton"));
         // Of both sizes, or not of steps alone: what is small gets a process of its own.
         for mixed in ["bench step", "bench step --shapes small,hinton", "bench all --shapes small"] {
-            assert_eq!(step_flops(mixed), None, "{mixed}");
+            assert_eq!(load(mixed), None, "{mixed}");
         }
         // What makes no sense is refused later, not here.
         for odd in ["sweep --data d --out o", "train --data d --layers 64,32,10 --accumulate 0 --out o"] {
-            step_flops(odd);
+            load(odd);
         }
     }
 }

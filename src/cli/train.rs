@@ -9,6 +9,7 @@ use crate::cli::teachers::ForeignArgs;
 use crate::distill::step::{Loss, Teacher};
 use crate::error::Result;
 use crate::gpu::Gpu;
+use crate::gpu::environment::Load;
 use crate::train::run_dir::Record;
 use crate::train::{Recipe, Replica};
 
@@ -41,8 +42,8 @@ pub struct Args {
 }
 
 impl Args {
-    pub fn step_flops(&self) -> f64 {
-        self.training.step_flops(0.0, &self.network.layers, 1)
+    pub fn load(&self) -> Load {
+        self.training.load(0.0, &self.network.layers, 1)
     }
 
     /// Whether the result is to be printed as JSON.

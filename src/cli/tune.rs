@@ -6,7 +6,7 @@ use crate::bench::tune;
 use crate::cli::common::DeviceArgs;
 use crate::distill::step_flops;
 use crate::error::{Error, Result};
-use crate::gpu::environment;
+use crate::gpu::environment::Load;
 use crate::mlp::weights::{check_sizes, write_atomically};
 
 /// Measures the matmul variants on the products of a configuration and writes the fastest of each
@@ -40,10 +40,10 @@ pub struct Args {
 }
 
 impl Args {
-    /// Of a step of the configuration, of one device's share of it: what is measured runs as a run does.
-    pub fn step_flops(&self) -> f64 {
+    /// Of a step of the configuration: what is measured runs as a run does.
+    pub fn load(&self) -> Load {
         let asked = self.teacher_layers.windows(2).map(|s| s[0] as f64 * s[1] as f64).sum();
-        step_flops(asked, &self.layers, environment::share(self.replicas), self.batch_size)
+        Load::of(self.replicas, |replicas| step_flops(asked, &self.layers, replicas, self.batch_size))
     }
 }
 

@@ -5,28 +5,53 @@ use std::path::PathBuf;
 /// The name of lavapipe's number of threads beside the one that calls it.
 pub const LAVAPIPE_THREADS: &str = "LP_NUM_THREADS";
 
-/// Whether lavapipe is done sooner with steps of so many FLOPs if it computes them in the thread that walks
-/// the commands, than if it wakes others for every dispatch (docs/performance.md has the measurement).
-pub fn alone(step_flops: f64) -> bool {
-    step_flops < 16e6
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// The most of `students` that train on one device where lavapipe computes in the thread that calls it: every
 /// core has a device of its own then, as long as two students or more share what their teacher says.
 pub fn share(students: usize) -> usize {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    students.div_ceil(cores.min(students / 2).max(1))
+    students.div_ceil(cores().min(students / 2).max(1))
 }
 
-/// Prepares the process for Vulkan drivers, and for a command whose steps, of a [`share`] of its students,
-/// have so many FLOPs, where they are known. Called by the binary when there is no other thread; whatever the user has set wins.
+/// FLOPs of a step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Load {
+    /// Of all students and their teacher.
+    pub all: f64,
+    /// Of the largest [`share`] of the students and their teacher.
+    pub share: f64,
+}
+
+impl Load {
+    /// Where a step of a number of students has `flops`.
+    pub fn of(students: usize, flops: impl Fn(usize) -> f64) -> Self {
+        Self { all: flops(students), share: flops(share(students)) }
+    }
+
+    /// What a core computes more, if lavapipe computes in the thread that calls it, than if all cores have
+    /// equal parts of every dispatch.
+    pub fn beyond(&self) -> f64 {
+        self.share - self.all / cores() as f64
+    }
+
+    /// Whether lavapipe is done sooner if it computes in the thread that calls it than if it wakes others for
+    /// every dispatch: for a single student with fewer than 16 MFLOP (docs/performance.md has the measurement).
+    pub fn alone(&self) -> bool {
+        self.beyond() <= 16e6 * (1.0 - 1.0 / cores() as f64)
+    }
+}
+
+/// Prepares the process for Vulkan drivers, and for a command whose steps have such a load, where it is known.
+/// Called by the binary when there is no other thread; whatever the user has set wins.
 ///
 /// - Small steps keep lavapipe to one thread. The bits do not depend on it.
 /// - Mesa's shader cache takes no notice of `LP_NATIVE_VECTOR_WIDTH`, lavapipe's vector width, and
 ///   would hand one width's code to another: a width that the user chose gets a cache of its own.
 /// - Without `XDG_RUNTIME_DIR` the loader prints a line that looks like an error and is none.
-pub fn prepare(step_flops: Option<f64>) {
-    if step_flops.is_some_and(alone) {
+pub fn prepare(load: Option<Load>) {
+    if load.is_some_and(|load| load.alone()) {
         default(LAVAPIPE_THREADS, "0");
     }
     if let Ok(width) = std::env::var("LP_NATIVE_VECTOR_WIDTH") {

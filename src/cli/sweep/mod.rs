@@ -24,6 +24,7 @@ use crate::data::{Dataset, Split};
 use crate::distill::step::{Loss, Teacher};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
+use crate::gpu::environment::Load;
 use crate::mlp::Mlp;
 use crate::mlp::weights::{Weights, check_sizes, write_atomically};
 use crate::report::progress::duration;
@@ -97,13 +98,13 @@ impl Args {
         Grid::new(&self.grid, self.lesson.training.seed, self.seeds)
     }
 
-    /// Of the largest run; 0 where the options make no sense.
-    pub fn step_flops(&self) -> f64 {
-        let Ok(grid) = self.grid() else { return 0.0 };
+    /// Of the run that gains least by one thread to a device; none where the options make no sense.
+    pub fn load(&self) -> Option<Load> {
+        let grid = self.grid().ok()?;
         let cells = self.cells(&grid).unwrap_or_default();
         let runs = runs(&cells, &grid.seeds, |_| self.at_once as usize);
-        let flops = runs.iter().map(|run| self.lesson.step_flops(&cells[run[0].0].layers, run.len()));
-        flops.fold(0.0, f64::max)
+        let loads = runs.iter().map(|run| self.lesson.load(&cells[run[0].0].layers, run.len()));
+        loads.max_by(|a, b| a.beyond().total_cmp(&b.beyond()))
     }
 
     /// Refuses values that make no sense, before any file is read.
