@@ -8,8 +8,10 @@ use crate::cli::job::{Evaluation, evaluate};
 use crate::data::{self, Dataset, UNLABELLED, split};
 use crate::distill::infer::Inference;
 use crate::distill::step::{Guard, Loss, Optimizer, Teacher};
+use crate::distill::step_flops;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
+use crate::gpu::environment::Load;
 use crate::kernels::adam::Adam;
 use crate::kernels::matmul::Activation;
 use crate::mlp::Mlp;
@@ -48,6 +50,13 @@ const STUDENT_STEPS: u64 = 2400;
 const LEARNING_RATE: f64 = 2e-3;
 const DISTILLATION: Loss = Loss { temperature: 4.0, hard_weight: 1.0, soft_weight: 1.0, ..Loss::HARD };
 const ADAM: Adam = Adam { beta_1: 0.9, beta_2: 0.999, epsilon: 1e-8, weight_decay: 0.0, decoupled: false };
+
+impl Args {
+    /// Of the students' steps: most are theirs.
+    pub fn load(&self) -> Load {
+        Load::of(self.seeds as usize, |replicas| step_flops(0.0, &STUDENT, replicas, BATCH))
+    }
+}
 
 /// One line of the result.
 #[derive(serde::Serialize)]

@@ -96,6 +96,7 @@ impl Command {
     /// About how much each step of the command is, for those that are mostly steps of one size.
     fn load(&self) -> Option<Load> {
         match self {
+            Self::Demo(args) => Some(args.load()),
             Self::Train(args) => Some(args.load()),
             Self::Distill(args) => Some(args.load()),
             Self::Sweep(args) => args.load(),
