@@ -1,5 +1,4 @@
-// Adam (Kingma and Ba 2015) and AdamW (Loshchilov and Hutter 2019) over a whole parameter arena,
-// four parameters per invocation:
+// Adam (Kingma and Ba 2015) and AdamW (Loshchilov and Hutter 2019) over a whole parameter arena:
 //
 //   g = g + weight_decay * w          (without DECOUPLED)
 //   w = w - lr * weight_decay * w     (with DECOUPLED: AdamW)
@@ -9,11 +8,13 @@
 //
 // The host sets the bias corrections of the step, and with them the convention: PyTorch has
 // 1 / (1 - beta_1^t) and 1 / sqrt(1 - beta_2^t); Keras, whose epsilon is not corrected, has
-// sqrt(1 - beta_2^t) / (1 - beta_1^t) and 1. All arenas are [r, 1, len].
+// sqrt(1 - beta_2^t) / (1 - beta_1^t) and 1. All arenas are [r, 1, len], len a multiple of 8.
+// An invocation takes eight, two vec4 side by side: it reads the step's numbers once for all of them, and a driver
+// that reads by a loop over lanes (lavapipe) has half as many loops.
 // Reference: reference::optimizer. Host: src/kernels/adam.rs.
 
 struct Params {
-    // Vec4 groups in one replica.
+    // Groups of eight in one replica.
     groups: u32,
     replicas: u32,
     weight_decay: f32,
@@ -43,10 +44,10 @@ const SCALED: bool = false;
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<uniform> slot: vec4<u32>;
 @group(0) @binding(2) var<storage, read> steps: array<Step>;
-@group(0) @binding(3) var<storage, read> gradient: array<vec4<f32>>;
-@group(0) @binding(4) var<storage, read_write> weight: array<vec4<f32>>;
-@group(0) @binding(5) var<storage, read_write> moment_1: array<vec4<f32>>;
-@group(0) @binding(6) var<storage, read_write> moment_2: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read> gradient: array<mat2x4<f32>>;
+@group(0) @binding(4) var<storage, read_write> weight: array<mat2x4<f32>>;
+@group(0) @binding(5) var<storage, read_write> moment_1: array<mat2x4<f32>>;
+@group(0) @binding(6) var<storage, read_write> moment_2: array<mat2x4<f32>>;
 @group(0) @binding(7) var<storage, read> norms: array<vec4<f32>>;
 
 @compute @workgroup_size(64)
@@ -58,6 +59,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let at = group.z * params.groups + i;
     let first = slot.x * params.replicas + group.z;
     let lr = steps[first].lr;
+    let correction_1 = steps[first].correction_1;
+    let correction_2 = steps[first].correction_2;
     var w = weight[at];
     var g = gradient[at];
     if SCALED {
@@ -72,9 +75,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     } else {
         g += params.weight_decay * w;
     }
-    let m = params.beta_1 * moment_1[at] + params.rest_1 * g;
-    let v = params.beta_2 * moment_2[at] + params.rest_2 * g * g;
+    var m = params.beta_1 * moment_1[at] + params.rest_1 * g;
+    var v = params.beta_2 * moment_2[at];
+    for (var j = 0u; j < 2u; j++) {
+        v[j] += params.rest_2 * g[j] * g[j];
+        w[j] -= lr * correction_1 * m[j] / (correction_2 * sqrt(v[j]) + params.epsilon);
+    }
     moment_1[at] = m;
     moment_2[at] = v;
-    weight[at] = w - lr * steps[first].correction_1 * m / (steps[first].correction_2 * sqrt(v) + params.epsilon);
+    weight[at] = w;
 }

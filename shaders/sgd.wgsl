@@ -1,14 +1,16 @@
-// Stochastic gradient descent over a whole parameter arena, four parameters per invocation:
+// Stochastic gradient descent over a whole parameter arena:
 //
 //   g = g + weight_decay * w          (coupled L2)
 //   m = momentum * m + g
 //   w = w - lr * m, or with NESTEROV  w = w - lr * (g + momentum * m)
 //
-// PyTorch's convention (torch.optim.SGD, dampening 0). All arenas are [r, 1, len].
+// PyTorch's convention (torch.optim.SGD, dampening 0). All arenas are [r, 1, len], len a multiple of 8.
+// An invocation takes eight, two vec4 side by side: it reads the step's numbers once for all of them, and a driver
+// that reads by a loop over lanes (lavapipe) has half as many loops.
 // Reference: reference::optimizer. Host: src/kernels/sgd.rs.
 
 struct Params {
-    // Vec4 groups in one replica.
+    // Groups of eight in one replica.
     groups: u32,
     replicas: u32,
     weight_decay: f32,
@@ -32,9 +34,9 @@ const SCALED: bool = false;
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<uniform> slot: vec4<u32>;
 @group(0) @binding(2) var<storage, read> steps: array<Step>;
-@group(0) @binding(3) var<storage, read> gradient: array<vec4<f32>>;
-@group(0) @binding(4) var<storage, read_write> weight: array<vec4<f32>>;
-@group(0) @binding(5) var<storage, read_write> momentum: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read> gradient: array<mat2x4<f32>>;
+@group(0) @binding(4) var<storage, read_write> weight: array<mat2x4<f32>>;
+@group(0) @binding(5) var<storage, read_write> momentum: array<mat2x4<f32>>;
 @group(0) @binding(6) var<storage, read> norms: array<vec4<f32>>;
 
 @compute @workgroup_size(64)
@@ -47,7 +49,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let first = slot.x * params.replicas + group.z;
     let lr = steps[first].lr;
     let mu = steps[first].momentum;
-    let w = weight[at];
+    var w = weight[at];
     var g = gradient[at];
     if SCALED {
         let scale = norms[group.z * params.norms_replica + slot.x].y;
@@ -57,7 +59,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         g *= scale;
     }
     g += params.weight_decay * w;
-    let m = mu * momentum[at] + g;
+    var m = mu * momentum[at] + g;
+    for (var j = 0u; j < 2u; j++) {
+        w[j] -= lr * select(m[j], g[j] + mu * m[j], NESTEROV);
+    }
     momentum[at] = m;
-    weight[at] = w - lr * select(m, g + mu * m, NESTEROV);
+    weight[at] = w;
 }

@@ -108,9 +108,9 @@ fn planted_faults_make_doctor_fail() {
         (&max_norm::KERNEL, "max_norm", "reach = 32u", "reach = 16u"),
         (&max_norm::KERNEL, "max_norm", "params.limit / norm", "params.limit"),
         (&max_norm::KERNEL, "max_norm", ".y == 0.0", ".y > 0.0"),
-        (&sgd::KERNEL, "sgd", "select(m, g + mu * m, NESTEROV)", "m"),
+        (&sgd::KERNEL, "sgd", "select(m[j], g[j] + mu * m[j], NESTEROV)", "m[j]"),
         (&sgd::KERNEL, "sgd", "slot.x * params.replicas + group.z", "slot.x * params.replicas"),
-        (&adam::KERNEL, "adam", "params.rest_2 * g * g", "params.rest_2 * g"),
+        (&adam::KERNEL, "adam", "params.rest_2 * g[j] * g[j]", "params.rest_2 * g[j]"),
         (&adam::KERNEL, "adam", "+ params.epsilon)", ")"),
         (&adam::KERNEL, "adam", "w -= lr * params.weight_decay * w", "w -= params.weight_decay * w"),
     ];

@@ -169,6 +169,16 @@ fn a_binding_past_the_limit_is_refused_when_recorded() {
 }
 
 #[test]
+fn an_arena_that_is_no_multiple_of_eight_long_is_refused() {
+    let gpu = open();
+    let [g, w, m] = ["g", "w", "m"].map(|label| Tensor::zeros(&gpu, label, [2, 1, 12]).expect("memory"));
+    let ring = step::ring(&gpu, 2).expect("memory");
+    let refused = sgd::record(&mut Plan::new(&gpu), "update", false, 0.0, &ring, &g, &w, &m, None);
+    let words = refused.expect_err("half of a group is the next replica's").to_string();
+    assert!(words.contains("multiple of 8") && words.contains("12"), "{words}");
+}
+
+#[test]
 fn memory_that_is_written_and_used_twice_is_refused() {
     let gpu = open();
     let (_, parts) =

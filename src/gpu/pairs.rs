@@ -1,8 +1,9 @@
 //! Storage by pairs of floats, for drivers that make one load a loop over the lanes of a subgroup.
 //!
-//! lavapipe reads and writes each component of a vec4 by such a loop. Seen as `vec2<u64>` the same 16
-//! bytes take two of them instead of four, with the same bits. This is done to what the driver gets, for
-//! every kernel in one place; the shaders say vec4 and know nothing of it.
+//! lavapipe reads and writes each component of a vec4 in such a loop. Seen as `vec2<u64>` the same 16
+//! bytes take two components instead of four, with the same bits, and a `mat2x4<f32>`, which has a loop for
+//! each column, one of four. This is done to what the driver gets, for every kernel in one place; the shaders
+//! say vec4 and mat2x4 and know nothing of it.
 
 use std::collections::HashMap;
 
@@ -11,21 +12,49 @@ use naga::{
     Span, Statement, StorageAccess, TypeInner, VectorSize,
 };
 
-/// Declares NAME's memory a second time, with what loads and stores a vec4 of it.
-const TWIN: &str = "\
+/// Declares the memory of NAME, an array of vec4, a second time, with what loads and stores an element.
+const VEC4: Text = Text {
+    load: "\
 @group(0) @binding(INDEX) var<storage, ACCESS> NAME_pairs: array<vec2<u64>>;
 fn NAME_pairs_load(at: u32) -> vec4<f32> {
     let low = vec2<u32>(NAME_pairs[at]);
     let high = vec2<u32>(NAME_pairs[at] >> vec2<u32>(32u));
     return bitcast<vec4<f32>>(vec4<u32>(low.x, high.x, low.y, high.y));
 }
-";
-const TWIN_STORE: &str = "\
+",
+    store: "\
 fn NAME_pairs_store(at: u32, value: vec4<f32>) {
     let x = bitcast<vec4<u32>>(value);
     NAME_pairs[at] = vec2<u64>(x.xz) | vec2<u64>(x.yw) << vec2<u32>(32u);
 }
-";
+",
+};
+/// The same for an array of mat2x4.
+const MAT2X4: Text = Text {
+    load: "\
+@group(0) @binding(INDEX) var<storage, ACCESS> NAME_pairs: array<vec4<u64>>;
+fn NAME_pairs_load(at: u32) -> mat2x4<f32> {
+    let low = vec4<u32>(NAME_pairs[at]);
+    let high = vec4<u32>(NAME_pairs[at] >> vec4<u32>(32u));
+    return mat2x4<f32>(
+        bitcast<vec4<f32>>(vec4<u32>(low.x, high.x, low.y, high.y)),
+        bitcast<vec4<f32>>(vec4<u32>(low.z, high.z, low.w, high.w)));
+}
+",
+    store: "\
+fn NAME_pairs_store(at: u32, value: mat2x4<f32>) {
+    let x = bitcast<vec4<u32>>(value[0]);
+    let y = bitcast<vec4<u32>>(value[1]);
+    let low = vec4<u64>(vec4<u32>(x.xz, y.xz));
+    NAME_pairs[at] = low | vec4<u64>(vec4<u32>(x.yw, y.yw)) << vec4<u32>(32u);
+}
+",
+};
+
+struct Text {
+    load: &'static str,
+    store: &'static str,
+}
 
 /// The functions that stand for loads and stores of one binding.
 struct Twin {
@@ -35,8 +64,8 @@ struct Twin {
 
 type Twins = HashMap<Handle<GlobalVariable>, Twin>;
 
-/// Parses a shader so that its `array<vec4<f32>>` in storage are read and written by pairs of floats,
-/// wherever a vec4 is only ever taken whole. The device must have `SHADER_INT64`.
+/// Parses a shader so that its `array<vec4<f32>>` and `array<mat2x4<f32>>` in storage are read and written by
+/// pairs of floats, wherever an element is only ever taken whole. The device must have `SHADER_INT64`.
 ///
 /// # Errors
 /// The parser's message, with the place in the text.
@@ -44,8 +73,10 @@ pub fn by_pairs(source: &str) -> Result<Module, String> {
     let parse = |text: &str| naga::front::wgsl::parse_str(text).map_err(|e| e.emit_to_string(text));
     let module = parse(source)?;
     // In front of the source, for in a naga module a function comes before those that call it.
-    let twins =
-        module.global_variables.iter().filter(|(v, _)| taken_whole(&module, *v)).map(|(_, v)| twin(v));
+    let twins = module.global_variables.iter().filter_map(|(handle, var)| {
+        let text = text_of(&module, var).filter(|_| taken_whole(&module, handle))?;
+        Some(twin(var, text))
+    });
     let text = twins.chain([source.to_owned()]).collect::<String>();
     let mut module = parse(&text)?;
 
@@ -67,40 +98,47 @@ pub fn by_pairs(source: &str) -> Result<Module, String> {
     Ok(module)
 }
 
+/// What stands for a variable, by its elements; for one that is an array in storage.
+fn text_of(module: &Module, var: &GlobalVariable) -> Option<Text> {
+    let (AddressSpace::Storage { .. }, TypeInner::Array { base, size: ArraySize::Dynamic, .. }) =
+        (var.space, &module.types[var.ty].inner)
+    else {
+        return None;
+    };
+    match module.types[*base].inner {
+        TypeInner::Vector { size: VectorSize::Quad, scalar: Scalar::F32 } => Some(VEC4),
+        TypeInner::Matrix { columns: VectorSize::Bi, rows: VectorSize::Quad, scalar: Scalar::F32 } => {
+            Some(MAT2X4)
+        }
+        _ => None,
+    }
+}
+
 /// The text of a variable's twin.
-fn twin(var: &GlobalVariable) -> String {
+fn twin(var: &GlobalVariable, Text { load, store }: Text) -> String {
     let (Some(name), Some(binding)) = (&var.name, &var.binding) else { return String::new() };
     let (text, access) = match var.space {
         AddressSpace::Storage { access } if access.contains(StorageAccess::STORE) => {
-            ([TWIN, TWIN_STORE].concat(), "read_write")
+            ([load, store].concat(), "read_write")
         }
-        _ => (TWIN.to_owned(), "read"),
+        _ => (load.to_owned(), "read"),
     };
     text.replace("NAME", name).replace("INDEX", &binding.binding.to_string()).replace("ACCESS", access)
 }
 
-/// Whether `var` is an `array<vec4<f32>>` in storage of which no shader asks the length, an element by a
-/// constant index, or a component by itself.
+/// Whether no shader asks the length of the array `var`, an element by a constant index, or a part of one.
 fn taken_whole(module: &Module, var: Handle<GlobalVariable>) -> bool {
-    let declared = &module.global_variables[var];
-    let TypeInner::Array { base, size: ArraySize::Dynamic, .. } = module.types[declared.ty].inner else {
-        return false;
-    };
-    let vec4 = TypeInner::Vector { size: VectorSize::Quad, scalar: Scalar::F32 };
-    let functions =
-        || module.functions.iter().map(|(_, f)| f).chain(module.entry_points.iter().map(|e| &e.function));
-    matches!(declared.space, AddressSpace::Storage { .. })
-        && module.types[base].inner == vec4
-        && functions().all(|f| {
-            let is_var = |e: Handle<Expression>| f.expressions[e] == Expression::GlobalVariable(var);
-            let is_element = |e| matches!(f.expressions[e], Expression::Access { base, .. } if is_var(base));
-            f.expressions.iter().all(|(_, e)| match *e {
-                Expression::Access { base, .. } => !is_element(base),
-                Expression::AccessIndex { base, .. } => !is_var(base) && !is_element(base),
-                Expression::ArrayLength(array) => !is_var(array),
-                _ => true,
-            })
+    let entry_points = module.entry_points.iter().map(|e| &e.function);
+    module.functions.iter().map(|(_, f)| f).chain(entry_points).all(|f| {
+        let is_var = |e: Handle<Expression>| f.expressions[e] == Expression::GlobalVariable(var);
+        let is_element = |e| matches!(f.expressions[e], Expression::Access { base, .. } if is_var(base));
+        f.expressions.iter().all(|(_, e)| match *e {
+            Expression::Access { base, .. } => !is_element(base),
+            Expression::AccessIndex { base, .. } => !is_var(base) && !is_element(base),
+            Expression::ArrayLength(array) => !is_var(array),
+            _ => true,
         })
+    })
 }
 
 /// Turns a function's loads and stores of the elements of twinned arrays into calls.
@@ -220,6 +258,7 @@ mod tests {
         @group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;
         @group(0) @binding(1) var<storage, read_write> y: array<vec4<f32>>;
         @group(0) @binding(2) var<storage, read_write> z: array<f32>;
+        @group(0) @binding(3) var<storage, read_write> m: array<mat2x4<f32>>;
     ";
 
     fn main(body: &str) -> String {
@@ -237,19 +276,21 @@ mod tests {
                 switch k { case 1u: { sum += x[k] * y[k + 1u]; } default: { if k > 3u { y[k] = sum; } else { y[k] += x[i]; } } }
             }
             { y[i] = sum; }
+            m[i] = 2.0 * m[i + 1u];
             z[i] = sum.x;
         ";
-        assert_eq!(touched(&main(nested)), ["x_pairs", "y_pairs", "z"]);
+        assert_eq!(touched(&main(nested)), ["x_pairs", "y_pairs", "m_pairs", "z"]);
     }
 
     #[test]
     fn what_is_taken_in_parts_stays() {
-        for part in ["y[i].x = x[i].y", "y[0] = x[1]", "z[i] = f32(arrayLength(&x)); y[i][i] = x[i].x"] {
-            assert_eq!(
-                touched(&main(&format!("{part}; z[i] = x[i].x + y[i].x;"))),
-                ["x", "y", "z"],
-                "{part}"
-            );
+        for part in [
+            "y[i].x = x[i].y; m[i][0] = m[i][1]",
+            "y[0] = x[1]; m[0] = m[1]",
+            "z[i] = f32(arrayLength(&x)); y[i][i] = x[i].x; m[i][i] = y[i]",
+        ] {
+            let read = "z[i] = x[i].x + y[i].x + m[i][1].x";
+            assert_eq!(touched(&main(&format!("{part}; {read};"))), ["x", "y", "z", "m"], "{part}");
         }
     }
 

@@ -4,7 +4,7 @@ use crate::error::Result;
 use crate::gpu::pipeline::{Constant, Constants};
 use crate::gpu::program::Work;
 use crate::gpu::{Call, Kernel, Plan, Tensor};
-use crate::kernels::sgd::{FLAGS, fold};
+use crate::kernels::sgd::{FLAGS, fold, groups};
 
 params! {
     /// `struct Params` of `shaders/adam.wgsl`.
@@ -47,7 +47,7 @@ pub struct Adam {
 /// Learning rate and bias corrections are the step's. `norms` as for [`sgd`](super::sgd::record).
 ///
 /// # Errors
-/// As [`Plan::dispatch`].
+/// As [`Plan::dispatch`]; [`Error::Usage`](crate::Error::Usage) where an arena is no multiple of 8 long.
 #[allow(clippy::too_many_arguments, reason = "a kernel's bindings, one each")]
 pub fn record(
     plan: &mut Plan<'_>,
@@ -60,7 +60,7 @@ pub fn record(
     norms: Option<&Tensor>,
 ) -> Result<()> {
     let nothing = plan.gpu.nothing()?;
-    let groups = weight.row_stride / 4;
+    let groups = groups(weight)?;
     let replicas = weight.shape[0] as u32;
     let [width, height] = fold(groups);
     plan.dispatch(Call {

@@ -1,6 +1,6 @@
 //! `m = momentum m + g; w = w - lr m` (Nesterov: `w - lr (g + momentum m)`), PyTorch's convention.
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::gpu::pipeline::{Constant, Constants};
 use crate::gpu::program::Work;
 use crate::gpu::{Call, Kernel, Plan, Tensor};
@@ -27,11 +27,23 @@ fn constants(nesterov: bool, scaled: bool) -> Constants {
     vec![("NESTEROV", Constant::Bool(nesterov)), ("SCALED", Constant::Bool(scaled))]
 }
 
-/// Workgroups of 64 vec4 that cover `groups`, folded into x and y below the 65,535 limit.
+/// Workgroups of 64 that cover `groups`, folded into x and y below the 65,535 limit.
 pub(crate) fn fold(groups: usize) -> [u32; 2] {
     let workgroups = groups.div_ceil(64) as u32;
     let rows = workgroups.div_ceil(32_768).max(1);
     [workgroups.div_ceil(rows), rows]
+}
+
+/// Groups of eight parameters in one replica of an arena.
+pub(crate) fn groups(arena: &Tensor) -> Result<usize> {
+    match arena.row_stride.is_multiple_of(8) {
+        true => Ok(arena.row_stride / 8),
+        false => Err(Error::usage(
+            "parameters in an arena",
+            "a multiple of 8, padding and all",
+            arena.row_stride.to_string(),
+        )),
+    }
 }
 
 /// Records one update of `weight` from `gradient`, both whole arenas `[r, 1, len]`. Learning rate
@@ -39,7 +51,7 @@ pub(crate) fn fold(groups: usize) -> [u32; 2] {
 /// gradient is scaled, and a replica whose scale is 0 keeps its weights and its velocity.
 ///
 /// # Errors
-/// As [`Plan::dispatch`].
+/// As [`Plan::dispatch`]; [`Error::Usage`](crate::Error::Usage) where an arena is no multiple of 8 long.
 #[allow(clippy::too_many_arguments, reason = "a kernel's bindings, one each")]
 pub fn record(
     plan: &mut Plan<'_>,
@@ -53,7 +65,7 @@ pub fn record(
     norms: Option<&Tensor>,
 ) -> Result<()> {
     let nothing = plan.gpu.nothing()?;
-    let groups = weight.row_stride / 4;
+    let groups = groups(weight)?;
     let replicas = weight.shape[0] as u32;
     let [width, height] = fold(groups);
     plan.dispatch(Call {

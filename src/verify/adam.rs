@@ -6,7 +6,7 @@ use crate::kernels::adam::{self, Adam};
 use crate::kernels::step::{self, Step};
 use crate::reference::{Convention, Matrix, Rule};
 use crate::verify::inputs::{Data, Inputs};
-use crate::verify::sgd::{scaled_update, scales};
+use crate::verify::sgd::{arena_len, scaled_update, scales};
 use crate::verify::zone::{Padding, Zone};
 use crate::verify::{Judge, Verdict, run};
 
@@ -58,6 +58,7 @@ impl Case {
 pub fn check(gpu: &Gpu, case: &Case) -> Result<Verdict> {
     let Case { len, replicas, adam, lr, scale, data, seed, .. } = *case;
     let mut inputs = Inputs::new(seed);
+    let len = arena_len(len);
     let shape = [replicas, 1, len];
     let mut arena = |name: &str, positive: bool| -> Result<(Zone, Vec<Matrix>)> {
         let mut values: Vec<f32> = (0..replicas).flat_map(|_| inputs.values(data, 1, len, 1e15)).collect();

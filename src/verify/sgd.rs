@@ -67,6 +67,11 @@ pub(super) fn scaled_update(
     rule.update_matrix(step, lr, state, &Matrix::new(gradient.rows, gradient.cols, scaled))
 }
 
+/// The length of an arena of `len` parameters or a few more, all of them looked at.
+pub(super) fn arena_len(len: usize) -> usize {
+    len.next_multiple_of(8)
+}
+
 /// See [`super::Case::check`].
 ///
 /// # Errors
@@ -74,6 +79,7 @@ pub(super) fn scaled_update(
 pub fn check(gpu: &Gpu, case: &Case) -> Result<Verdict> {
     let Case { len, replicas, nesterov, momentum, weight_decay, lr, scale, data, seed } = *case;
     let mut inputs = Inputs::new(seed);
+    let len = arena_len(len);
     let shape = [replicas, 1, len];
     let mut arena = |name: &str| -> Result<(Zone, Vec<Matrix>)> {
         let values: Vec<Vec<f32>> = (0..replicas).map(|_| inputs.values(data, 1, len, 1e15)).collect();
