@@ -214,12 +214,12 @@ pub struct DispatchTime {
     pub floor_us: f64,
 }
 
-/// Steps per second of pairs, as many students to a device as in a run. `matmul_rate` is the 1024^3 rate of
-/// this run in FLOP/s, which like the peak is of one device.
+/// Steps per second of pairs, as many students to a device as in a run. `square` measures the 1024^3 rate in
+/// FLOP/s, which like the peak is of one device: between the steps, since a busy machine changes its pace.
 ///
 /// # Errors
 /// [`Error::Run`] where a step goes wrong; [`Error::Device`].
-pub fn run(gpu: &Gpu, peak: &Peak, matmul_rate: f64, pairs: &[&Pair]) -> Result<Vec<Record>> {
+pub fn run(gpu: &Gpu, peak: &Peak, square: impl Fn() -> Result<f64>, pairs: &[&Pair]) -> Result<Vec<Record>> {
     let mut records = Vec::new();
     for &pair in pairs {
         let share = gpu.share(pair.replicas);
@@ -235,14 +235,22 @@ pub fn run(gpu: &Gpu, peak: &Peak, matmul_rate: f64, pairs: &[&Pair]) -> Result<
             Ok((bench, (0.05 / once).ceil().clamp(1.0, f64::from(SLOTS)) as u32))
         });
         let mut parts = parts.collect::<Result<Vec<_>>>()?;
-        let seconds = (0..5).map(|_| train_all(&mut parts)).collect::<Result<Vec<_>>>()?;
-        let times = Times::of(seconds);
         let work = pair.flops();
+        let each = work / devices.len() as f64;
+        let (mut seconds, mut fractions) = (Vec::new(), Vec::new());
+        let mut before = square()?;
+        for _ in 0..5 {
+            let step = train_all(&mut parts)?;
+            let after = square()?;
+            seconds.push(step);
+            fractions.push(each / (step * 0.5 * (before + after)));
+            before = after;
+        }
+        let times = Times::of(seconds);
         let mut record = times.record("step", &format!("batch-{}", pair.batch), pair.name, work, 0.0);
         record.devices = Some(devices.len());
-        let each = work / devices.len() as f64;
         record.fraction_of_peak = Some(each / times.median / peak.flops);
-        record.fraction_of_matmul = Some(each / (times.median * matmul_rate));
+        record.fraction_of_matmul = Some(Times::of(fractions).median);
         record.host_us_per_dispatch = Some(1e6 * parts[0].0.encode()?);
         record.steps_per_second = Some(pair.replicas as f64 / times.median);
         records.push(record);

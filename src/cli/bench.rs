@@ -80,7 +80,11 @@ pub fn run(args: &Args) -> Result<()> {
         let (apart, here): (Vec<_>, Vec<_>) =
             step::pairs(&args.shapes).partition(|pair| is_apart(&gpu, pair));
         if !here.is_empty() {
-            let rate = square_rate(&gpu)?;
+            let square = matmul::shapes(&["square/1024".to_owned()])[0].question;
+            let operands = matmul::Operands::new(&gpu, square)?;
+            // As a run would compute it.
+            let choice = square.answer(&gpu);
+            let rate = || Ok(2.0 * 1024f64.powi(3) / operands.time(&gpu, choice)?.median);
             records.extend(step::run(&gpu, &best, rate, &here)?);
         }
         if compare {
@@ -173,13 +177,6 @@ fn check_names(args: &Args) -> Result<()> {
             Err(Error::usage("--shapes", names.join(", "), format!("`{name}`")))
         }
     }
-}
-
-/// The rate of the 1024^3 product as a run would compute it, in FLOP/s.
-fn square_rate(gpu: &Gpu) -> Result<f64> {
-    let square = matmul::shapes(&["square/1024".to_owned()])[0].question;
-    let times = matmul::Operands::new(gpu, square)?.time(gpu, square.answer(gpu))?;
-    Ok(2.0 * 1024f64.powi(3) / times.median)
 }
 
 fn lines(records: &[Record]) -> Vec<Vec<String>> {
