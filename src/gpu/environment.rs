@@ -5,8 +5,9 @@ use std::path::PathBuf;
 /// The name of lavapipe's number of threads beside the one that calls it.
 pub const LAVAPIPE_THREADS: &str = "LP_NUM_THREADS";
 
+/// At most 16, where lavapipe's own threads end: a large machine is not to open dozens of devices.
 fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
+    std::thread::available_parallelism().map_or(1, usize::from).min(16)
 }
 
 /// The most of `students` that train on one device where lavapipe computes in the thread that calls it: every

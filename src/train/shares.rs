@@ -19,7 +19,7 @@ pub struct Whole<'a> {
     pub gpu: &'a Gpu,
     /// The training rows.
     pub data: &'a Dataset,
-    /// Which of them.
+    /// Which of them; their `device_memory` is that of each device.
     pub rows: Rows,
     /// Whom the students learn from.
     pub teacher: &'a Teacher,
