@@ -107,6 +107,26 @@ impl Teacher {
         })
     }
 
+    /// SHA-256 of each network that runs in every step, as it is on the device.
+    ///
+    /// # Errors
+    /// As [`Mlp::read_blocking`].
+    pub fn hashes_blocking(&self, gpu: &Gpu) -> Result<Vec<String>> {
+        let live: Vec<&Mlp> = match self {
+            Self::None | Self::Cached(_) => vec![],
+            Self::Live(mlp) => vec![mlp],
+            Self::Ensemble(members, _) => members
+                .iter()
+                .filter_map(|member| match member {
+                    Member::Live(mlp, _) => Some(mlp),
+                    _ => None,
+                })
+                .collect(),
+        };
+        let read = live.into_iter().map(|mlp| mlp.read_blocking(gpu)).collect::<Result<Vec<_>>>()?;
+        Ok(read.into_iter().flatten().map(|network| network.sha256()).collect())
+    }
+
     /// Records what the teacher does with a batch: its forward passes, and the mean of several. What has to
     /// be staged with the rows, `step_rows` of them for a step, is added to `beside`.
     ///

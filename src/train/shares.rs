@@ -60,10 +60,16 @@ impl Whole<'_> {
         let (whole, failed_so_far) = (self, &failed);
         let part = move |gpu: &Gpu, of: Range<usize>, each: &mut dyn FnMut(&Row) -> Result<()>| {
             let teacher = whole.teacher.copied(whole.gpu, gpu, of.clone())?;
-            whole.part(gpu, &teacher, of, |row| match failed_so_far.get() {
+            let before = teacher.hashes_blocking(gpu)?;
+            let trained = whole.part(gpu, &teacher, of, |row| match failed_so_far.get() {
                 None => each(row),
                 Some(_) => Err(Error::Run("another share has failed".to_owned())),
-            })
+            })?;
+            // Frozen by construction, and shown all the same.
+            match teacher.hashes_blocking(gpu)? == before {
+                true => Ok(trained),
+                false => Err(Error::Run("a device's copy of the teacher changed".to_owned())),
+            }
         };
         let note = move |result: Result<Trained>| result.map_err(|error| drop(failed_so_far.set(error))).ok();
         let parts: Vec<Option<Trained>> = std::thread::scope(|scope| {
