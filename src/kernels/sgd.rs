@@ -51,7 +51,7 @@ pub(crate) fn groups(arena: &Tensor) -> Result<usize> {
 /// gradient is scaled, and a replica whose scale is 0 keeps its weights and its velocity.
 ///
 /// # Errors
-/// As [`Plan::dispatch`]; [`Error::Usage`](crate::Error::Usage) where an arena is no multiple of 8 long.
+/// As [`Plan::dispatch`]; [`Error::Usage`] where an arena is no multiple of 8 long.
 #[allow(clippy::too_many_arguments, reason = "a kernel's bindings, one each")]
 pub fn record(
     plan: &mut Plan<'_>,
