@@ -32,7 +32,7 @@ fn watch(steps: u64) -> Vec<Sample> {
     let began = Instant::now();
     let mut samples = Vec::new();
     while child.try_wait().expect("a child").is_none() {
-        std::thread::sleep(Duration::from_millis(50));
+        std::thread::sleep(Duration::from_millis(10));
         let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
         let held = status
             .lines()
