@@ -1,8 +1,6 @@
 //! Students of one shape trained side by side, and what they say of rows: as `demo`, `distill --seeds`,
 //! `sweep` and `reproduce` share it.
 
-use std::time::Instant;
-
 use crate::data::Dataset;
 use crate::distill::infer::Inference;
 use crate::distill::step::Teacher;
@@ -11,7 +9,7 @@ use crate::gpu::Gpu;
 use crate::mlp::Mlp;
 use crate::reference::Matrix;
 use crate::report::progress::Progress;
-use crate::train::shares::Whole;
+use crate::train::shares::{Trained, Whole};
 use crate::train::{Recipe, Replica, Rows};
 
 /// Rows per batch in evaluation: large enough to keep a device busy, small enough for any.
@@ -28,15 +26,6 @@ pub struct Cohort<'a> {
     pub quiet: bool,
 }
 
-/// Students at the end of their run.
-pub struct Trained {
-    pub students: Mlp,
-    pub steps: u64,
-    pub seconds: f64,
-    /// The step at which each student's numbers were no longer finite; empty where that ends the run.
-    pub fallen: Vec<Option<u64>>,
-}
-
 impl Cohort<'_> {
     /// Trains `replicas` to the end of `recipe` under one progress bar, which shows the first one's loss.
     pub fn train(
@@ -47,7 +36,6 @@ impl Cohort<'_> {
         recipe: Recipe,
         replicas: Vec<Replica>,
     ) -> Result<Trained> {
-        let began = Instant::now();
         let share = self.gpu.share(replicas.len());
         let Self { gpu, train: data, let_fall, .. } = *self;
         let whole = Whole { gpu, data, rows, teacher, recipe, replicas, let_fall };
@@ -62,9 +50,7 @@ impl Cohort<'_> {
             Ok(())
         })?;
         progress.finish();
-        let (steps, fallen) = (trained.steps, trained.fallen);
-        let students = Mlp::upload(gpu, "students", &trained.students)?;
-        Ok(Trained { students, steps, seconds: began.elapsed().as_secs_f64(), fallen })
+        Ok(trained)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use crate::cli::cohort::{Cohort, Trained, logits_of_each};
+use crate::cli::cohort::{Cohort, logits_of_each};
 use crate::cli::common::DeviceArgs;
 use crate::cli::job::{Evaluation, evaluate};
 use crate::data::{self, Dataset, UNLABELLED, split};
@@ -20,6 +20,7 @@ use crate::reference::Matrix;
 use crate::report::stats::Estimate;
 use crate::report::table;
 use crate::train::schedule::Schedules;
+use crate::train::shares::Trained;
 use crate::train::{Length, Recipe, Replica, Rows};
 
 /// Trains a teacher on all labels of the embedded optdigits set, then the same small student three
@@ -91,7 +92,7 @@ pub fn run(args: &Args) -> Result<()> {
         TEACHER_STEPS,
         &teacher_start,
     )?;
-    let teacher = taught.students;
+    let teacher = taught.upload(&gpu)?;
 
     let starts = (0..args.seeds)
         .map(|seed| Weights::init(&STUDENT, Activation::Relu, Initializer::He, seed))
@@ -143,7 +144,7 @@ pub fn run(args: &Args) -> Result<()> {
         &v.1,
     )];
     for (name, seen, students) in &trained {
-        let (_, seen_by_seed) = judge(&gpu, &students.students, test, v.0.first())?;
+        let (_, seen_by_seed) = judge(&gpu, &students.upload(&gpu)?, test, v.0.first())?;
         entries.push(stage.entry(name, *seen, &starts[0], STUDENT_STEPS, students.seconds, &seen_by_seed));
     }
     let mean = |i: usize| entries[i].test_errors.mean;

@@ -7,20 +7,20 @@
 use std::path::Path;
 use std::time::Instant;
 
-use crate::cli::cohort::{Cohort, Trained, logits_of_each};
+use crate::cli::cohort::{Cohort, logits_of_each};
 use crate::cli::common::OutputArgs;
 use crate::cli::teachers::{OnDisk, Teachers};
 use crate::data::{Dataset, Split, UNLABELLED};
 use crate::distill::step::{Loss, Teacher};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
-use crate::mlp::Mlp;
 use crate::mlp::weights::{Model, Weights, write_atomically};
 use crate::reference::Matrix;
 use crate::report::quality::{Comparison, Quality};
 use crate::report::stats::{Estimate, Paired};
 use crate::report::table::render;
 use crate::train::schedule::{Schedule, Schedules};
+use crate::train::shares::Trained;
 use crate::train::{Length, Recipe, Replica, Rows};
 
 /// The students of all seeds.
@@ -115,9 +115,10 @@ impl Seeds<'_> {
         let folder = self.output.create()?;
 
         let all = Rows { device_memory: self.device_memory, ..Rows::default() };
-        let Trained { students, steps, .. } =
+        let distilled =
             self.train("distilling", all, &self.teacher, (self.loss, self.schedules), self.recipe.length)?;
-        self.save(&students, folder, "seed", "student.safetensors")?;
+        let steps = distilled.steps;
+        self.save(&distilled, folder, "seed", "student.safetensors")?;
         let scratch = if known.is_empty() {
             None
         } else {
@@ -127,13 +128,13 @@ impl Seeds<'_> {
             let schedules = Schedules { hard_weight: Schedule::default(), ..self.schedules };
             let scratch =
                 self.train("from scratch", rows, &Teacher::None, (loss, schedules), Length::Steps(steps))?;
-            self.save(&scratch.students, folder, "scratch", "model.safetensors")?;
-            Some(scratch.students)
+            self.save(&scratch, folder, "scratch", "model.safetensors")?;
+            Some(scratch)
         };
 
         // Everything is trained, nothing is chosen any more: now the test rows, once.
         let teacher = self.teachers.judge(self.gpu, test, OnDisk::Test)?;
-        let distilled = self.judge(&students, test)?;
+        let distilled = self.judge(&distilled, test)?;
         let scratch = scratch.map(|s| self.judge(&s, test)).transpose()?;
         let paired =
             |of: fn(&Quality) -> f64| scratch.as_ref().map(|s| Paired::of(&distilled.each(of), &s.each(of)));
@@ -188,18 +189,18 @@ impl Seeds<'_> {
     }
 
     /// `DIR/{kind}-{seed}/{file}`: folders that `compare` takes.
-    fn save(&self, students: &Mlp, folder: &Path, kind: &str, file: &str) -> Result<()> {
-        for (weights, (seed, _)) in students.read_blocking(self.gpu)?.into_iter().zip(&self.starts) {
+    fn save(&self, trained: &Trained, folder: &Path, kind: &str, file: &str) -> Result<()> {
+        for (weights, (seed, _)) in trained.students.iter().zip(&self.starts) {
             let folder = folder.join(format!("{kind}-{seed}"));
             std::fs::create_dir_all(&folder).map_err(|e| Error::io("create", &folder, e))?;
-            Model::trained_on(&self.split.train, weights)
+            Model::trained_on(&self.split.train, weights.clone())
                 .save(&folder.join(file), self.output.form.options())?;
         }
         Ok(())
     }
 
-    fn judge(&self, students: &Mlp, rows: &Dataset) -> Result<Judged> {
-        let logits = logits_of_each(self.gpu, students, rows)?;
+    fn judge(&self, trained: &Trained, rows: &Dataset) -> Result<Judged> {
+        let logits = logits_of_each(self.gpu, &trained.upload(self.gpu)?, rows)?;
         let labels = rows.labels.as_deref().unwrap_or_default();
         let quality = logits.iter().map(|z| Quality::of(z, labels, None)).collect::<Result<_>>()?;
         Ok(Judged { logits, quality })

@@ -5,12 +5,14 @@
 
 use std::ops::Range;
 use std::sync::OnceLock;
+use std::time::Instant;
 
 use super::{Recipe, Replica, Row, Rows, Run};
 use crate::data::Dataset;
 use crate::distill::step::Teacher;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
+use crate::mlp::Mlp;
 use crate::mlp::weights::Weights;
 
 /// What [`Run::new`] takes, for a run to the end of its recipe.
@@ -39,6 +41,18 @@ pub struct Trained {
     pub steps: u64,
     /// As [`Run::fallen`].
     pub fallen: Vec<Option<u64>>,
+    /// Until the last of them was there, the start of its device and the compiler included.
+    pub seconds: f64,
+}
+
+impl Trained {
+    /// The students on a device, to be asked.
+    ///
+    /// # Errors
+    /// As [`Mlp::upload`].
+    pub fn upload(&self, gpu: &Gpu) -> Result<Mlp> {
+        Mlp::upload(gpu, "students", &self.students)
+    }
 }
 
 impl Whole<'_> {
@@ -52,16 +66,17 @@ impl Whole<'_> {
     /// # Errors
     /// As [`Run::new`], [`Run::advance`] and [`Gpu::beside`]: the first error of any share ends all of them.
     pub fn train(&self, share: usize, each: impl FnMut(&Row) -> Result<()>) -> Result<Trained> {
+        let began = Instant::now();
         let all = self.replicas.len();
         if share >= all {
-            return self.part(self.gpu, self.teacher, 0..all, each);
+            return self.part(self.gpu, self.teacher, 0..all, began, each);
         }
         let failed = OnceLock::new();
         let (whole, failed_so_far) = (self, &failed);
         let part = move |gpu: &Gpu, of: Range<usize>, each: &mut dyn FnMut(&Row) -> Result<()>| {
             let teacher = whole.teacher.copied(whole.gpu, gpu, of.clone())?;
             let before = teacher.hashes_blocking(gpu)?;
-            let trained = whole.part(gpu, &teacher, of, |row| match failed_so_far.get() {
+            let trained = whole.part(gpu, &teacher, of, began, |row| match failed_so_far.get() {
                 None => each(row),
                 Some(_) => Err(Error::Run("another share has failed".to_owned())),
             })?;
@@ -94,6 +109,7 @@ impl Whole<'_> {
         let whole = parts.into_iter().flatten().reduce(|mut all, part| {
             all.students.extend(part.students);
             all.fallen.extend(part.fallen);
+            all.seconds = all.seconds.max(part.seconds);
             all
         });
         whole.ok_or_else(|| Error::usage("replicas", "at least one", "none"))
@@ -105,6 +121,7 @@ impl Whole<'_> {
         gpu: &Gpu,
         teacher: &Teacher,
         of: Range<usize>,
+        began: Instant,
         each: impl FnMut(&Row) -> Result<()>,
     ) -> Result<Trained> {
         let (rows, replicas) = (self.rows.of(of.clone()), self.replicas[of.clone()].to_vec());
@@ -115,7 +132,8 @@ impl Whole<'_> {
         }
         run.advance(run.steps, each)?;
         let students = run.students().read_blocking(gpu)?;
-        Ok(Trained { students, steps: run.steps, fallen: run.fallen().to_vec() })
+        let seconds = began.elapsed().as_secs_f64();
+        Ok(Trained { students, steps: run.steps, fallen: run.fallen().to_vec(), seconds })
     }
 }
 

@@ -203,7 +203,7 @@ fn teacher_along(
     })?;
     progress.finish();
     for (networks, names) in done.iter().zip(&names) {
-        stage.keep(networks, names)?;
+        stage.keep(&networks.read_blocking(stage.gpu)?, names)?;
     }
     let seconds = Some(began.elapsed().as_secs_f64());
     stage.runs.push(Trained { what, networks, parameters, epochs, seconds });

@@ -86,7 +86,7 @@ impl<'a> Stage<'a> {
                 let cohort = Cohort { gpu: self.gpu, train: self.train, let_fall: false, quiet: self.quiet };
                 let trained = cohort.train(&what, rows, teacher, recipe, replicas)?;
                 self.keep(&trained.students, &names)?;
-                (trained.students, Some(trained.seconds))
+                (trained.upload(self.gpu)?, Some(trained.seconds))
             }
         };
         self.runs.push(Trained { what, networks: names.len(), parameters, epochs, seconds });
@@ -113,13 +113,13 @@ impl<'a> Stage<'a> {
     }
 
     /// Writes networks that are done, one file to a replica.
-    pub fn keep(&self, networks: &Mlp, names: &[String]) -> Result<()> {
+    pub fn keep(&self, networks: &[Weights], names: &[String]) -> Result<()> {
         let files = self.files(names);
         if files.is_empty() {
             return Ok(());
         }
-        for (weights, file) in networks.read_blocking(self.gpu)?.into_iter().zip(files) {
-            Model::trained_on(self.train, weights).save(&file, SaveOptions::default())?;
+        for (weights, file) in networks.iter().zip(files) {
+            Model::trained_on(self.train, weights.clone()).save(&file, SaveOptions::default())?;
         }
         Ok(())
     }

@@ -288,8 +288,7 @@ impl Sweep<'_> {
         let rows = Rows { device_memory: lesson.rows.device_memory, ..Rows::default() };
         let title = format!("distilling {} students", places.len());
         let trained = cohort.train(&title, rows, &self.teacher, self.recipe.clone(), replicas)?;
-        let weights = trained.students.read_blocking(self.gpu)?;
-        let ends = weights.into_iter().zip(trained.fallen);
+        let ends = trained.students.into_iter().zip(trained.fallen);
         let student = |(&place, (weights, fallen)): (&Place, (Weights, Option<u64>))| {
             // The last step's update is in no loss.
             let finite =
