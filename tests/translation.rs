@@ -15,7 +15,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use common::{EXPECTED, Variant, count, variants};
-use limbeck::gpu::pairs;
+use limbeck::gpu::twins;
 use naga::back::{hlsl, msl, spv};
 use naga::proc::{BoundsCheckPolicies, BoundsCheckPolicy};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
@@ -59,17 +59,17 @@ fn parsed() -> Vec<Parsed> {
     variants().into_iter().map(Parsed::new).collect()
 }
 
-/// As lavapipe gets them: with vec4 in storage read and written by pairs of floats.
-fn by_pairs() -> Vec<Parsed> {
+/// As lavapipe gets them: with vec4 in storage read and written by pairs of floats, or read from `images`.
+fn twinned(variants: impl Iterator<Item = Variant>, images: &[&str]) -> Vec<Parsed> {
     let parse = |variant: Variant| {
-        let refuse = |words: String| -> ! { panic!("{} by pairs: {words}", variant.name()) };
-        let module = pairs::by_pairs(&variant.source).unwrap_or_else(|e| refuse(e));
+        let refuse = |words: String| -> ! { panic!("{} with images {images:?}: {words}", variant.name()) };
+        let module = twins::twinned(&variant.source, images).unwrap_or_else(|e| refuse(e));
         let info = Validator::new(ValidationFlags::all(), claimed(&variant) | Capabilities::SHADER_INT64)
             .validate(&module)
             .unwrap_or_else(|e| refuse(e.to_string()));
         Parsed { variant, module, info }
     };
-    variants().into_iter().map(parse).collect()
+    variants.map(parse).collect()
 }
 
 #[test]
@@ -125,8 +125,12 @@ fn spirv_is_valid() {
     let mut jobs = Vec::new();
     let mut planted = Vec::new();
     let whole = parsed().into_iter().map(|p| (p, "", &VULKAN[..]));
-    let by_pairs = by_pairs().into_iter().map(|p| (p, ", by pairs", &VULKAN[2..]));
-    for (Parsed { variant, module, info }, how, targets) in whole.chain(by_pairs) {
+    let by_pairs = twinned(variants().into_iter(), &[]);
+    let by_pairs = by_pairs.into_iter().map(|p| (p, ", by pairs", &VULKAN[2..]));
+    let products = variants().into_iter().filter(|v| v.kernel == "matmul_subgroup");
+    let by_images = twinned(products, &["a", "b"]);
+    let by_images = by_images.into_iter().map(|p| (p, ", from images", &VULKAN[2..]));
+    for (Parsed { variant, module, info }, how, targets) in whole.chain(by_pairs).chain(by_images) {
         for checked in CHECKED {
             for (target, lang_version) in targets.iter().copied() {
                 if variant.uses("subgroup") && target == "vulkan1.0" {

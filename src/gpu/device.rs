@@ -249,6 +249,7 @@ impl Gpu {
         let limits = wgpu::Limits {
             max_buffer_size: has.max_buffer_size,
             max_storage_buffer_binding_size: has.max_storage_buffer_binding_size,
+            max_texture_dimension_2d: has.max_texture_dimension_2d,
             max_storage_buffers_per_shader_stage: has.max_storage_buffers_per_shader_stage.min(16),
             max_compute_workgroup_storage_size: has.max_compute_workgroup_storage_size,
             max_compute_invocations_per_workgroup: has.max_compute_invocations_per_workgroup,
@@ -334,8 +335,8 @@ impl Gpu {
         self.report.name.contains("llvmpipe")
     }
 
-    /// True where kernels get their storage by pairs of floats ([`crate::gpu::pairs`]).
-    pub(crate) fn takes_pairs(&self) -> bool {
+    /// True where kernels get their storage in other forms ([`crate::gpu::twins`]).
+    pub(crate) fn takes_twins(&self) -> bool {
         self.is_lavapipe() && self.device.features().contains(wgpu::Features::SHADER_INT64)
     }
 

@@ -5,7 +5,7 @@
 
 pub mod device;
 pub mod environment;
-pub mod pairs;
+mod image;
 pub mod pipeline;
 pub mod plan;
 pub mod profile;
@@ -13,6 +13,7 @@ pub mod program;
 pub mod readback;
 pub mod surroundings;
 pub mod tensor;
+pub mod twins;
 
 pub use device::{AdapterChoice, Gpu};
 pub use pipeline::{Constant, Kernel};

@@ -10,7 +10,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::error::{Error, Result};
 use crate::gpu::device::Gpu;
-use crate::gpu::pairs::by_pairs;
+use crate::gpu::image;
+use crate::gpu::twins::twinned;
 
 /// The workgroup memory that every WebGPU device has, in bytes.
 pub const BASELINE_WORKGROUP_MEMORY: u32 = 16 * 1024;
@@ -97,6 +98,8 @@ pub enum Access {
     Read,
     /// `var<storage, read_write>`
     ReadWrite,
+    /// `var<storage, read>`, and the driver gets an image ([`crate::gpu::twins`]).
+    Image,
 }
 
 /// One `@binding` of a shader.
@@ -184,9 +187,9 @@ pub(crate) struct Pipeline {
     pub(crate) reflection: Reflection,
 }
 
-type Key = (&'static str, Constants);
+type Key = (&'static str, Constants, Vec<&'static str>);
 
-/// Pipelines by (kernel, constants), and the texts that [`Gpu::plant`] put in place of a kernel's own.
+/// Pipelines by kernel, constants and what is read as images, and the texts that [`Gpu::plant`] put in place of a kernel's own.
 #[derive(Default)]
 pub(crate) struct PipelineCache {
     built: Mutex<HashMap<Key, Arc<Pipeline>>>,
@@ -198,14 +201,20 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 impl Gpu {
-    /// The pipeline for a kernel with constants, from the cache or built now.
-    pub(crate) fn pipeline(&self, kernel: &Kernel, constants: &Constants) -> Result<Arc<Pipeline>> {
-        let key = (kernel.name, constants.clone());
+    /// The pipeline for a kernel with constants, reading the bindings named in `images` as such, from the cache
+    /// or built now.
+    pub(crate) fn pipeline(
+        &self,
+        kernel: &Kernel,
+        constants: &Constants,
+        images: &[&'static str],
+    ) -> Result<Arc<Pipeline>> {
+        let key = (kernel.name, constants.clone(), images.to_vec());
         let mut cache = lock(&self.pipelines.built);
         if let Some(found) = cache.get(&key) {
             return Ok(found.clone());
         }
-        let built = Arc::new(self.build(kernel, constants)?);
+        let built = Arc::new(self.build(kernel, constants, images)?);
         cache.insert(key, built.clone());
         Ok(built)
     }
@@ -215,15 +224,20 @@ impl Gpu {
     /// it gets the run-time checks whatever the device was opened with.
     pub fn plant(&self, kernel: &Kernel, edit: impl FnOnce(&str) -> String) {
         lock(&self.pipelines.planted).insert(kernel.name, edit(kernel.source));
-        lock(&self.pipelines.built).retain(|(name, _), _| *name != kernel.name);
+        lock(&self.pipelines.built).retain(|(name, ..), _| *name != kernel.name);
     }
 
-    fn build(&self, kernel: &Kernel, constants: &Constants) -> Result<Pipeline> {
+    fn build(&self, kernel: &Kernel, constants: &Constants, images: &[&str]) -> Result<Pipeline> {
         let op = format!("build kernel `{}` {constants:?}", kernel.name);
         let planted = lock(&self.pipelines.planted).get(kernel.name).cloned();
         let checked = self.checked || planted.is_some();
         let source = kernel.specialise_text(planted.as_deref().unwrap_or(kernel.source), constants);
-        let reflection = reflect(&source).map_err(|e| Error::device(&op, e))?;
+        let mut reflection = reflect(&source).map_err(|e| Error::device(&op, e))?;
+        for binding in &mut reflection.bindings {
+            if images.contains(&binding.name.as_str()) {
+                binding.access = Access::Image;
+            }
+        }
         let invocations: u32 = reflection.workgroup_size.iter().product();
         for (what, wanted, limit) in [
             (
@@ -237,8 +251,8 @@ impl Gpu {
                 return Err(Error::device(op, format!("wanted {wanted} {what}, the device has {limit}")));
             }
         }
-        let shader = if self.takes_pairs() {
-            wgpu::ShaderSource::Naga(Cow::Owned(by_pairs(&source).map_err(|e| Error::device(&op, e))?))
+        let shader = if self.takes_twins() {
+            wgpu::ShaderSource::Naga(Cow::Owned(twinned(&source, images).map_err(|e| Error::device(&op, e))?))
         } else {
             wgpu::ShaderSource::Wgsl(source.as_str().into())
         };
@@ -288,19 +302,25 @@ impl Gpu {
 pub(crate) const SLOT: &str = "slot";
 
 fn layout_entry(binding: &Binding) -> wgpu::BindGroupLayoutEntry {
+    let buffer = |ty| wgpu::BindingType::Buffer {
+        ty,
+        has_dynamic_offset: binding.name == SLOT,
+        min_binding_size: None,
+    };
     let ty = match binding.access {
-        Access::Uniform => wgpu::BufferBindingType::Uniform,
-        Access::Read => wgpu::BufferBindingType::Storage { read_only: true },
-        Access::ReadWrite => wgpu::BufferBindingType::Storage { read_only: false },
+        Access::Uniform => buffer(wgpu::BufferBindingType::Uniform),
+        Access::Read => buffer(wgpu::BufferBindingType::Storage { read_only: true }),
+        Access::ReadWrite => buffer(wgpu::BufferBindingType::Storage { read_only: false }),
+        Access::Image => wgpu::BindingType::StorageTexture {
+            access: wgpu::StorageTextureAccess::ReadOnly,
+            format: image::FORMAT,
+            view_dimension: wgpu::TextureViewDimension::D2,
+        },
     };
     wgpu::BindGroupLayoutEntry {
         binding: binding.index,
         visibility: wgpu::ShaderStages::COMPUTE,
-        ty: wgpu::BindingType::Buffer {
-            ty,
-            has_dynamic_offset: binding.name == SLOT,
-            min_binding_size: None,
-        },
+        ty,
         count: None,
     }
 }

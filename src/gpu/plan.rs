@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::gpu::device::Gpu;
-use crate::gpu::pipeline::{Access, Constants, Kernel, Pipeline, SLOT};
+use crate::gpu::image::Image;
+use crate::gpu::pipeline::{Access, Binding, Constants, Kernel, Pipeline, SLOT};
 use crate::gpu::program::{Dispatch, Program, SLOTS, UNIFORM_ALIGN, Work};
 use crate::gpu::tensor::Tensor;
 
@@ -58,6 +59,22 @@ impl<'g> Plan<'g> {
     /// # Panics
     /// Where a binding of the shader got no tensor or a tensor has no binding: our own bug.
     pub fn dispatch<P: bytemuck::Pod>(&mut self, call: Call<'_, P>) -> Result<()> {
+        self.dispatch_with_images(call, &[])
+    }
+
+    /// Records one dispatch that reads the tensors of these names, arrays of vec4, as images, where an image can
+    /// hold them. The device must take them ([`Gpu::takes_twins`]).
+    ///
+    /// # Errors
+    /// As [`Plan::dispatch`].
+    ///
+    /// # Panics
+    /// As [`Plan::dispatch`].
+    pub fn dispatch_with_images<P: bytemuck::Pod>(
+        &mut self,
+        call: Call<'_, P>,
+        images: &[&'static str],
+    ) -> Result<()> {
         self.gpu.check()?;
         if call.grid.contains(&0) {
             return Ok(()); // nothing to compute
@@ -73,7 +90,9 @@ impl<'g> Plan<'g> {
                 ),
             ));
         }
-        let pipeline = self.gpu.pipeline(call.kernel, &call.constants)?;
+        let held = |name: &&str| call.tensors.iter().any(|(n, t)| n == name && Image::holds(self.gpu, t));
+        let images: Vec<_> = images.iter().copied().filter(held).collect();
+        let pipeline = self.gpu.pipeline(call.kernel, &call.constants, &images)?;
         let bindings = &pipeline.reflection.bindings;
         for (name, _) in call.tensors {
             assert!(
@@ -184,6 +203,14 @@ fn finish_dispatch(
     slots: &wgpu::Buffer,
 ) -> Result<Dispatch> {
     let bindings = &d.pipeline.reflection.bindings;
+    let tensor = |b: &Binding| {
+        let bound = d.tensors.iter().find(|(name, _)| *name == b.name);
+        bound.map(|(_, tensor)| tensor).expect("bound at recording")
+    };
+    let tensors = |access| bindings.iter().filter(move |b| b.access == access).map(tensor);
+    let written = tensors(Access::ReadWrite).cloned().collect();
+    let images = tensors(Access::Image).map(|t| t.image(gpu)).collect::<Result<Vec<_>>>()?;
+    let mut views = images.iter().map(|image| &image.view);
     let buffer = |buffer, offset: u64, bytes: u64| {
         wgpu::BindingResource::Buffer(wgpu::BufferBinding {
             buffer,
@@ -199,8 +226,11 @@ fn finish_dispatch(
                 (Access::Uniform, _) => {
                     buffer(params, params_offset, d.params.len().next_multiple_of(16) as u64)
                 }
+                (Access::Image, _) => {
+                    wgpu::BindingResource::TextureView(views.next().expect("made for each"))
+                }
                 _ => {
-                    let (_, t) = &d.tensors.iter().find(|(n, _)| *n == b.name).expect("bound at recording");
+                    let t = tensor(b);
                     buffer(&t.buffer, (t.offset * 4) as u64, (t.span().max(4) * 4) as u64)
                 }
             };
@@ -214,12 +244,6 @@ fn finish_dispatch(
             entries: &entries,
         })
     })?;
-    let written = bindings
-        .iter()
-        .filter(|b| b.access == Access::ReadWrite)
-        .filter_map(|b| d.tensors.iter().find(|(n, _)| *n == b.name))
-        .map(|(_, t)| t.clone())
-        .collect();
     Ok(Dispatch {
         label: d.label,
         kernel: d.kernel,
@@ -229,6 +253,7 @@ fn finish_dispatch(
         grid: d.grid,
         work: d.work,
         written,
+        images,
     })
 }
 

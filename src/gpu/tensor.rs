@@ -1,9 +1,12 @@
 //! Device memory with a shape: `[replica, rows, cols]`, rows padded to a multiple of four elements.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use crate::error::{Error, Result};
 use crate::gpu::device::Gpu;
+use crate::gpu::image::Image;
 
 /// Rows start at multiples of this many elements, so that vec4 loads are always legal.
 pub const ROW_ALIGN: usize = 4;
@@ -32,6 +35,10 @@ pub struct Tensor {
     pub replica_stride: usize,
     /// The name in traces, errors and the driver's tools.
     pub label: String,
+    /// How often the buffer may have changed: one count for all views of it.
+    changes: Arc<AtomicU64>,
+    /// Of this view and its clones, made when first asked for.
+    image: Arc<OnceLock<Arc<Image>>>,
 }
 
 impl Tensor {
@@ -51,6 +58,8 @@ impl Tensor {
             row_stride,
             replica_stride: per_replica,
             label: label.to_owned(),
+            changes: Arc::default(),
+            image: Arc::default(),
         })
     }
 
@@ -86,13 +95,10 @@ impl Tensor {
         let views = parts
             .iter()
             .zip(offsets)
-            .map(|((name, rows, cols), offset)| Self {
-                buffer: whole.buffer.clone(),
-                offset,
-                shape: [replicas, *rows, *cols],
-                row_stride: round_up(*cols, ROW_ALIGN),
-                replica_stride: end,
-                label: format!("{label}.{name}"),
+            .map(|((name, rows, cols), offset)| {
+                let mut view = whole.view(offset, [replicas, *rows, *cols], round_up(*cols, ROW_ALIGN), end);
+                view.label = format!("{label}.{name}");
+                view
             })
             .collect();
         Ok((whole, views))
@@ -113,20 +119,46 @@ impl Tensor {
         }
     }
 
+    /// Other elements of the same buffer.
+    pub(crate) fn view(
+        &self,
+        offset: usize,
+        shape: [usize; 3],
+        row_stride: usize,
+        replica_stride: usize,
+    ) -> Self {
+        Self { offset, shape, row_stride, replica_stride, image: Arc::default(), ..self.clone() }
+    }
+
     /// One replica of it.
     pub fn replica(&self, r: usize) -> Self {
-        let mut view = self.clone();
-        view.offset += r * self.replica_stride;
-        view.shape[0] = 1;
-        view
+        let [_, rows, cols] = self.shape;
+        let offset = self.offset + r * self.replica_stride;
+        self.view(offset, [1, rows, cols], self.row_stride, self.replica_stride)
     }
 
     /// Rows `range` of every replica.
     pub fn rows(&self, range: Range<usize>) -> Self {
-        let mut view = self.clone();
-        view.offset += range.start * self.row_stride;
-        view.shape[1] = range.len();
-        view
+        let [replicas, _, cols] = self.shape;
+        let offset = self.offset + range.start * self.row_stride;
+        self.view(offset, [replicas, range.len(), cols], self.row_stride, self.replica_stride)
+    }
+
+    /// Says that the buffer may have changed: every write to it has to.
+    pub(crate) fn changed(&self) {
+        self.changes.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The image that follows this view.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where the device has no memory for it.
+    pub(crate) fn image(&self, gpu: &Gpu) -> Result<Arc<Image>> {
+        if let Some(image) = self.image.get() {
+            return Ok(image.clone());
+        }
+        let image = Arc::new(Image::new(gpu, self, &self.changes)?);
+        Ok(self.image.get_or_init(|| image).clone())
     }
 
     /// Elements from the view's first to one past its last, over all replicas.
@@ -157,6 +189,7 @@ impl Tensor {
         if data.is_empty() {
             return Ok(());
         }
+        self.changed();
         for (r, replica) in data.chunks_exact(rows * cols).enumerate() {
             let at = ((self.offset + r * self.replica_stride) * 4) as u64;
             if cols == self.row_stride {
@@ -223,6 +256,7 @@ impl Tensor {
     /// Fills the whole span with one 32-bit pattern: the tests' poison, so that an element that
     /// nobody wrote looks different from one that was written as zero.
     pub fn fill_bits(&self, gpu: &Gpu, bits: u32) {
+        self.changed();
         let data = vec![bits; self.span()];
         gpu.queue.write_buffer(&self.buffer, (self.offset * 4) as u64, bytemuck::cast_slice(&data));
     }
@@ -230,6 +264,7 @@ impl Tensor {
     /// Submits a device-side copy of the whole span into `to`, which has the same layout.
     pub(crate) fn copy_to(&self, gpu: &Gpu, to: &Self) {
         assert_eq!(self.span(), to.span(), "`{}` into `{}`", self.label, to.label);
+        to.changed();
         let mut encoder = gpu.device.create_command_encoder(&Default::default());
         encoder.copy_buffer_to_buffer(
             &self.buffer,

@@ -67,9 +67,19 @@ pub fn record_fma(plan: &mut Plan<'_>, workgroup: u32, rounds: u32, result: &Ten
 /// # Errors
 /// As [`Plan::dispatch`].
 pub fn record_copy(plan: &mut Plan<'_>, source: &Tensor, copy: &Tensor) -> Result<f64> {
+    record_copy_with(plan, source, copy, &[])
+}
+
+/// The same, with the source as an image or not.
+pub(crate) fn record_copy_with(
+    plan: &mut Plan<'_>,
+    source: &Tensor,
+    copy: &Tensor,
+    images: &[&'static str],
+) -> Result<f64> {
     let groups = copy.span() / 4;
     assert_eq!(source.span(), copy.span());
-    plan.dispatch(Call {
+    let call = Call {
         kernel: &COPY,
         constants: vec![],
         label: "peak.copy",
@@ -77,7 +87,8 @@ pub fn record_copy(plan: &mut Plan<'_>, source: &Tensor, copy: &Tensor) -> Resul
         tensors: &[("source", source), ("copy", copy)],
         grid: [groups.div_ceil(64 * 16) as u32, 1, 1],
         work: Work::new(0, 8 * groups),
-    })?;
+    };
+    plan.dispatch_with_images(call, images)?;
     Ok(32.0 * groups as f64)
 }
 

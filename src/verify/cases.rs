@@ -81,12 +81,13 @@ fn matmul_case(i: usize, choice: Choice, replicas: usize, [m, n, k]: [usize; 3],
 /// One tile of each member (and width): these are seen with every epilogue. The other tiles differ
 /// from them in their loops, not in what follows, and drivers take a second and more to compile each
 /// combination; so they are seen with what the loops do themselves.
-pub const TYPICAL: [&str; 7] = [
+pub const TYPICAL: [&str; 8] = [
     "plain",
     "vec4-32x32",
     "tile-64x64",
     "subgroup4-32x32",
-    "subgroup8-40x64",
+    "subgroup8-16x64",
+    "subgroup8-32x64-image",
     "subgroup16-64x64",
     "subgroup32-64x128",
 ];

@@ -40,7 +40,7 @@ impl Zone {
         let len = GUARD + replicas * replica_stride + GUARD;
         let whole = Tensor::zeros(gpu, label, [1, 1, len])?;
         whole.fill_bits(gpu, POISON);
-        let tensor = Tensor { offset: GUARD, shape, row_stride, replica_stride, ..whole.clone() };
+        let tensor = whole.view(GUARD, shape, row_stride, replica_stride);
         Ok(Self { tensor, whole })
     }
 

@@ -6,6 +6,7 @@
 //! | vec4 | a 4x4 register tile, operands loaded as vec4 | drivers that keep arrays in memory; where nothing else runs |
 //! | tile | workgroup-memory tiles and register tiles | GPUs |
 //! | subgroup | each lane loads other rows of A, the subgroup hands them round | narrow SIMD such as lavapipe |
+//! | subgroup, image | the same shader, with A and B in images that follow them | lavapipe, where a product is large |
 //!
 //! Any of the last three may split K: partial products first, then `matmul_reduce` adds them in a
 //! fixed order and applies the epilogue.
@@ -36,7 +37,7 @@ pub const SPLITS: [u32; 2] = [1, 4];
 
 /// A member with its tile.
 pub struct Variant {
-    /// Member and tile, `subgroup8-40x64`: the name in profiles, benchmarks and doctor.
+    /// Member and tile, `subgroup8-64x32`: the name in profiles, benchmarks and doctor.
     pub name: &'static str,
     /// The shader.
     pub kernel: &'static Kernel,
@@ -46,6 +47,8 @@ pub struct Variant {
     pub tile: [u32; 2],
     /// The exact subgroup size it needs, or 0.
     pub lanes: u32,
+    /// Whether it reads A and B as images that follow them.
+    pub images: bool,
 }
 
 impl std::fmt::Debug for Variant {
@@ -57,7 +60,7 @@ impl std::fmt::Debug for Variant {
 impl Variant {
     /// Whether this device can run it.
     pub fn runs_on(&self, gpu: &Gpu) -> bool {
-        self.lanes == 0 || gpu.has_subgroups_of(self.lanes)
+        (self.lanes == 0 || gpu.has_subgroups_of(self.lanes)) && (!self.images || gpu.takes_twins())
     }
 
     /// Whether K can be split.
@@ -73,13 +76,14 @@ impl Variant {
 }
 
 macro_rules! subgroup {
-    ($name:literal, $lanes:literal, $blocks:literal, $vecs:literal) => {
+    ($name:literal, $lanes:literal, $blocks:literal, $vecs:literal, $images:literal) => {
         Variant {
             name: $name,
             kernel: &SUBGROUP,
             constants: &[("LANES", $lanes), ("ROW_BLOCKS", $blocks), ("COL_VECS", $vecs)],
             tile: [$lanes * $blocks, $lanes * $vecs * 4],
             lanes: $lanes,
+            images: $images,
         }
     };
 }
@@ -91,6 +95,7 @@ macro_rules! vec4 {
             constants: &[("GROUP_ROWS", $group_rows), ("GROUP_COLS", $group_cols)],
             tile: [4 * $group_rows, 4 * $group_cols],
             lanes: 0,
+            images: false,
         }
     };
 }
@@ -108,26 +113,31 @@ macro_rules! tile {
             ],
             tile: [$rows * $group_rows, 4 * $vecs * $group_cols],
             lanes: 0,
+            images: false,
         }
     };
 }
 
 /// Every variant there is, the baseline first.
 pub static VARIANTS: &[Variant] = &[
-    Variant { name: "plain", kernel: &PLAIN, constants: &[], tile: [8, 8], lanes: 0 },
+    Variant { name: "plain", kernel: &PLAIN, constants: &[], tile: [8, 8], lanes: 0, images: false },
     vec4!("vec4-32x32", 8, 8),
     tile!("tile-32x32", 4, 1, 8, 8, 16),
     tile!("tile-64x64", 8, 2, 8, 8, 16),
     tile!("tile-128x128", 8, 2, 16, 16, 8),
-    subgroup!("subgroup4-8x16", 4, 2, 1),
-    subgroup!("subgroup4-32x32", 4, 8, 2),
-    subgroup!("subgroup8-16x64", 8, 2, 2),
-    subgroup!("subgroup8-32x32", 8, 4, 1),
-    subgroup!("subgroup8-64x32", 8, 8, 1),
-    subgroup!("subgroup8-40x64", 8, 5, 2),
-    subgroup!("subgroup16-16x64", 16, 1, 1),
-    subgroup!("subgroup16-64x64", 16, 4, 1),
-    subgroup!("subgroup32-64x128", 32, 2, 1),
+    subgroup!("subgroup4-8x16", 4, 2, 1, false),
+    subgroup!("subgroup4-32x32", 4, 8, 2, false),
+    subgroup!("subgroup4-32x32-image", 4, 8, 2, true),
+    subgroup!("subgroup8-16x64", 8, 2, 2, false),
+    subgroup!("subgroup8-32x32", 8, 4, 1, false),
+    subgroup!("subgroup8-64x32", 8, 8, 1, false),
+    subgroup!("subgroup8-32x32-image", 8, 4, 1, true),
+    subgroup!("subgroup8-16x64-image", 8, 2, 2, true),
+    subgroup!("subgroup8-32x64-image", 8, 4, 2, true),
+    subgroup!("subgroup16-16x64", 16, 1, 1, false),
+    subgroup!("subgroup16-64x64", 16, 4, 1, false),
+    subgroup!("subgroup16-32x64-image", 16, 2, 1, true),
+    subgroup!("subgroup32-64x128", 32, 2, 1, false),
 ];
 
 /// The variant of that name.
@@ -138,26 +148,28 @@ pub fn named(name: &str) -> Option<&'static Variant> {
 /// Every combination of constants that `record` may ask a member for.
 fn variants_of(stem: &str) -> Vec<Constants> {
     let whole = Flags::all();
-    if stem == REDUCE.name {
-        let split = SPLITS.iter().filter(|s| **s > 1);
-        return split
-            .flat_map(|s| whole.iter().map(|f| f.for_reduce(*s)))
-            .fold(Vec::new(), |mut all, c| {
-                if !all.contains(&c) {
-                    all.push(c);
-                }
-                all
-            });
-    }
-    let partial = Flags::partial();
-    let members = VARIANTS.iter().filter(|v| v.kernel.name == stem);
-    members
-        .flat_map(|v| {
-            let split = SPLITS.iter().filter(|s| **s > 1 && v.splits());
-            let once = whole.iter().map(|f| v.constants(f, 1));
-            once.chain(split.flat_map(|s| partial.iter().map(|f| v.constants(f, *s)))).collect::<Vec<_>>()
-        })
-        .collect()
+    let split = |splits: &&u32| **splits > 1;
+    let all: Vec<Constants> = if stem == REDUCE.name {
+        let splits = SPLITS.iter().filter(split);
+        splits.flat_map(|s| whole.iter().map(|f| f.for_reduce(*s))).collect()
+    } else {
+        let partial = Flags::partial();
+        let members = VARIANTS.iter().filter(|v| v.kernel.name == stem);
+        members
+            .flat_map(|v| {
+                let splits = SPLITS.iter().filter(split).filter(|_| v.splits());
+                let once = whole.iter().map(|f| v.constants(f, 1));
+                once.chain(splits.flat_map(|s| partial.iter().map(|f| v.constants(f, *s)))).collect::<Vec<_>>()
+            })
+            .collect()
+    };
+    // Reading images changes no constant, and matmul_reduce has none of the transpositions.
+    all.into_iter().fold(Vec::new(), |mut distinct, constants| {
+        if !distinct.contains(&constants) {
+            distinct.push(constants);
+        }
+        distinct
+    })
 }
 
 /// A variant and in how many parts it takes K.
@@ -168,6 +180,10 @@ pub struct Choice {
     /// One of [`SPLITS`].
     pub splits: u32,
 }
+
+/// FLOPs of a product from which on copying A and B into images pays. A copy splits the pass in two, which takes
+/// lavapipe some 20 us; the product gets a quarter shorter.
+const IMAGES_FROM: usize = 8_000_000;
 
 /// How far a member walks K in one part. lavapipe ends the loops of an invocation after 65,535 rounds, in
 /// silence, and counts those of all its loops together; which of them it unrolls is its own affair. The
@@ -185,7 +201,7 @@ impl Choice {
         REACH * self.splits as usize
     }
 
-    /// `subgroup8-40x64/4`; the part after the slash only where K is split.
+    /// `subgroup8-64x32/4`; the part after the slash only where K is split.
     pub fn text(&self) -> String {
         match self.splits {
             1 => self.variant.name.to_owned(),
@@ -252,15 +268,22 @@ impl Question {
     fn built_in(&self, gpu: &Gpu) -> Choice {
         let Self { replicas, m, n, k, .. } = *self;
         let software = gpu.report.kind == "software";
+        let images = gpu.takes_twins() && 2 * replicas * m * n * k >= IMAGES_FROM;
         let name = match (software, gpu.report.subgroup) {
             // A driver that keeps arrays in memory: SwiftShader.
             (true, _) if !gpu.is_lavapipe() => "vec4-32x32",
+            (true, [4, 4]) if images => "subgroup4-32x32-image",
             (true, [4, 4]) if m * n <= 32 * 64 => "subgroup4-8x16",
             (true, [4, 4]) => "subgroup4-32x32",
+            (true, [8, 8]) if images && m <= 16 && n > 32 => "subgroup8-16x64-image",
+            (true, [8, 8]) if images && (n <= 32 || self.form == Form::Forward && m <= 128) => {
+                "subgroup8-32x32-image"
+            }
+            (true, [8, 8]) if images => "subgroup8-32x64-image",
             (true, [8, 8]) if m <= 16 && n > 32 => "subgroup8-16x64",
             (true, [8, 8]) if m <= 32 || replicas * m * n <= 32 * 64 => "subgroup8-32x32",
-            (true, [8, 8]) if m <= 128 || (m >= 2048 && self.form != Form::Forward) => "subgroup8-64x32",
-            (true, [8, 8]) => "subgroup8-40x64",
+            (true, [8, 8]) => "subgroup8-64x32",
+            (true, [16, 16]) if images => "subgroup16-32x64-image",
             (true, [16, 16]) if m * n <= 64 * 64 => "subgroup16-16x64",
             (true, [16, 16]) => "subgroup16-64x64",
             (true, _) => "vec4-32x32",

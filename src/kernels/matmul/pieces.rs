@@ -4,6 +4,7 @@
 //! Sums are never cut, and an element is made the same way wherever its tile lies, so that the bits
 //! stay, and the length of a piece may go by a measured rate.
 
+use super::family::Variant;
 use super::product::Product;
 use super::{Choice, Epilogue, Params};
 use crate::error::Result;
@@ -75,10 +76,10 @@ impl Product<'_> {
     }
 }
 
-/// Records `call`, a product in tiles of `tile_rows` rows, `tiles` rows of tiles to a dispatch.
+/// Records `call`, a product of `variant`, `tiles` rows of tiles to a dispatch.
 pub(super) fn dispatch(
     plan: &mut Plan<'_>,
-    tile_rows: u32,
+    variant: &Variant,
     tiles: usize,
     call: &Call<'_, Params>,
 ) -> Result<()> {
@@ -90,15 +91,16 @@ pub(super) fn dispatch(
         let mut work = call.work;
         work.flops *= share;
         work.bytes *= share;
-        plan.dispatch(Call {
+        let piece = Call {
             kernel: call.kernel,
             constants: call.constants.clone(),
             label: call.label,
-            params: Params { row_start: first * tile_rows, ..call.params },
+            params: Params { row_start: first * variant.tile[0], ..call.params },
             tensors: call.tensors,
             grid: [x, count, z],
             work,
-        })?;
+        };
+        plan.dispatch_with_images(piece, if variant.images { &["a", "b"] } else { &[] })?;
     }
     Ok(())
 }

@@ -80,7 +80,7 @@ impl Product<'_> {
             grid: self.grid(variant, 1),
             work: self.work(),
         };
-        pieces::dispatch(plan, variant.tile[0], tiles, &call)
+        pieces::dispatch(plan, variant, tiles, &call)
     }
 
     /// Partial products over parts of K, then their sum and the epilogue.
@@ -131,7 +131,7 @@ impl Product<'_> {
             grid: self.grid(variant, splits),
             work: self.work(),
         };
-        pieces::dispatch(plan, variant.tile[0], tiles, &call)?;
+        pieces::dispatch(plan, variant, tiles, &call)?;
         let ends = Ends::new(epilogue, &partial, &nothing);
         let groups = (self.m * self.c.row_stride / 4).div_ceil(64) as u32;
         plan.dispatch(Call {

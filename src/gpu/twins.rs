@@ -1,11 +1,14 @@
-//! Storage by pairs of floats, for drivers that make one load a loop over the lanes of a subgroup.
+//! Storage in other forms, for drivers that make one load a loop over the lanes of a subgroup.
 //!
 //! lavapipe reads and writes each component of a vec4 in such a loop. Seen as `vec2<u64>` the same 16
 //! bytes take two components instead of four, with the same bits, and a `mat2x4<f32>`, which has a loop for
-//! each column, one of four. This is done to what the driver gets, for every kernel in one place; the shaders
-//! say vec4 and mat2x4 and know nothing of it.
+//! each column, one of four. What is only read, and often, can be an image that follows the memory
+//! ([`crate::gpu::image`]): a texel for each lane comes without a loop. This is done to what the driver gets, for
+//! every kernel in one place; the shaders say vec4 and mat2x4 and know nothing of it.
 
 use std::collections::HashMap;
+
+use crate::gpu::image;
 
 use naga::{
     AddressSpace, ArraySize, Block, Expression, Function, GlobalVariable, Handle, Module, Range, Scalar,
@@ -16,14 +19,14 @@ use naga::{
 const VEC4: Text = Text {
     load: "\
 @group(0) @binding(INDEX) var<storage, ACCESS> NAME_pairs: array<vec2<u64>>;
-fn NAME_pairs_load(at: u32) -> vec4<f32> {
+fn NAME_twin_load(at: u32) -> vec4<f32> {
     let low = vec2<u32>(NAME_pairs[at]);
     let high = vec2<u32>(NAME_pairs[at] >> vec2<u32>(32u));
     return bitcast<vec4<f32>>(vec4<u32>(low.x, high.x, low.y, high.y));
 }
 ",
     store: "\
-fn NAME_pairs_store(at: u32, value: vec4<f32>) {
+fn NAME_twin_store(at: u32, value: vec4<f32>) {
     let x = bitcast<vec4<u32>>(value);
     NAME_pairs[at] = vec2<u64>(x.xz) | vec2<u64>(x.yw) << vec2<u32>(32u);
 }
@@ -33,7 +36,7 @@ fn NAME_pairs_store(at: u32, value: vec4<f32>) {
 const MAT2X4: Text = Text {
     load: "\
 @group(0) @binding(INDEX) var<storage, ACCESS> NAME_pairs: array<vec4<u64>>;
-fn NAME_pairs_load(at: u32) -> mat2x4<f32> {
+fn NAME_twin_load(at: u32) -> mat2x4<f32> {
     let low = vec4<u32>(NAME_pairs[at]);
     let high = vec4<u32>(NAME_pairs[at] >> vec4<u32>(32u));
     return mat2x4<f32>(
@@ -42,13 +45,24 @@ fn NAME_pairs_load(at: u32) -> mat2x4<f32> {
 }
 ",
     store: "\
-fn NAME_pairs_store(at: u32, value: mat2x4<f32>) {
+fn NAME_twin_store(at: u32, value: mat2x4<f32>) {
     let x = bitcast<vec4<u32>>(value[0]);
     let y = bitcast<vec4<u32>>(value[1]);
     let low = vec4<u64>(vec4<u32>(x.xz, y.xz));
     NAME_pairs[at] = low | vec4<u64>(vec4<u32>(x.yw, y.yw)) << vec4<u32>(32u);
 }
 ",
+};
+
+/// What stands for an array of vec4 that is an image.
+const IMAGE: Text = Text {
+    load: "\
+@group(0) @binding(INDEX) var NAME_image: texture_storage_2d<rgba32float, read>;
+fn NAME_twin_load(at: u32) -> vec4<f32> {
+    return textureLoad(NAME_image, vec2<u32>(at % WIDTHu, at / WIDTHu));
+}
+",
+    store: "",
 };
 
 struct Text {
@@ -66,15 +80,16 @@ type Twins = HashMap<Handle<GlobalVariable>, Twin>;
 
 /// Parses a shader so that its `array<vec4<f32>>` and `array<mat2x4<f32>>` in storage are read and written by
 /// pairs of floats, wherever an element is only ever taken whole. The device must have `SHADER_INT64`.
+/// Those of vec4 that are named in `images` are images instead.
 ///
 /// # Errors
-/// The parser's message, with the place in the text.
-pub fn by_pairs(source: &str) -> Result<Module, String> {
+/// The parser's message, with the place in the text; what is named in `images` and cannot be one.
+pub fn twinned(source: &str, images: &[&str]) -> Result<Module, String> {
     let parse = |text: &str| naga::front::wgsl::parse_str(text).map_err(|e| e.emit_to_string(text));
     let module = parse(source)?;
     // In front of the source, for in a naga module a function comes before those that call it.
     let twins = module.global_variables.iter().filter_map(|(handle, var)| {
-        let text = text_of(&module, var).filter(|_| taken_whole(&module, handle))?;
+        let text = text_of(&module, var, images).filter(|_| taken_whole(&module, handle))?;
         Some(twin(var, text))
     });
     let text = twins.chain([source.to_owned()]).collect::<String>();
@@ -87,11 +102,18 @@ pub fn by_pairs(source: &str) -> Result<Module, String> {
         .iter()
         .filter_map(|(handle, var)| {
             let name = var.name.as_ref()?;
-            let load = named(format!("{name}_pairs_load"))?;
-            Some((handle, Twin { load, store: named(format!("{name}_pairs_store")) }))
+            let load = named(format!("{name}_twin_load"))?;
+            Some((handle, Twin { load, store: named(format!("{name}_twin_store")) }))
         })
         .collect();
     let entry_points = module.entry_points.iter_mut().map(|e| &mut e.function);
+    for name in images {
+        if named(format!("{name}_twin_load")).is_none() {
+            return Err(format!(
+                "`{name}` cannot be an image: no array of vec4 of which elements are only taken whole"
+            ));
+        }
+    }
     for function in module.functions.iter_mut().map(|(_, f)| f).chain(entry_points) {
         redirect(function, &twins);
     }
@@ -99,12 +121,16 @@ pub fn by_pairs(source: &str) -> Result<Module, String> {
 }
 
 /// What stands for a variable, by its elements; for one that is an array in storage.
-fn text_of(module: &Module, var: &GlobalVariable) -> Option<Text> {
-    let (AddressSpace::Storage { .. }, TypeInner::Array { base, size: ArraySize::Dynamic, .. }) =
+fn text_of(module: &Module, var: &GlobalVariable, images: &[&str]) -> Option<Text> {
+    let (AddressSpace::Storage { access }, TypeInner::Array { base, size: ArraySize::Dynamic, .. }) =
         (var.space, &module.types[var.ty].inner)
     else {
         return None;
     };
+    if var.name.as_deref().is_some_and(|name| images.contains(&name)) {
+        let vec4 = TypeInner::Vector { size: VectorSize::Quad, scalar: Scalar::F32 };
+        return Some(IMAGE).filter(|_| module.types[*base].inner == vec4 && access == StorageAccess::LOAD);
+    }
     match module.types[*base].inner {
         TypeInner::Vector { size: VectorSize::Quad, scalar: Scalar::F32 } => Some(VEC4),
         TypeInner::Matrix { columns: VectorSize::Bi, rows: VectorSize::Quad, scalar: Scalar::F32 } => {
@@ -123,7 +149,10 @@ fn twin(var: &GlobalVariable, Text { load, store }: Text) -> String {
         }
         _ => (load.to_owned(), "read"),
     };
-    text.replace("NAME", name).replace("INDEX", &binding.binding.to_string()).replace("ACCESS", access)
+    text.replace("NAME", name)
+        .replace("INDEX", &binding.binding.to_string())
+        .replace("ACCESS", access)
+        .replace("WIDTH", &image::WIDTH.to_string())
 }
 
 /// Whether no shader asks the length of the array `var`, an element by a constant index, or a part of one.
@@ -244,9 +273,9 @@ mod tests {
 
     use naga::valid::{Capabilities, ValidationFlags, Validator};
 
-    /// Names of the storage that the shader touches after [`by_pairs`].
-    fn touched(source: &str) -> Vec<String> {
-        let module = by_pairs(source).expect("the source parses");
+    /// Names of the storage that the shader touches after [`twinned`].
+    fn touched(source: &str, images: &[&str]) -> Vec<String> {
+        let module = twinned(source, images).expect("the source parses");
         let mut validator = Validator::new(ValidationFlags::all(), Capabilities::SHADER_INT64);
         let info = validator.validate(&module).expect("what comes out is valid");
         let usage = info.get_entry_point(0);
@@ -270,7 +299,8 @@ mod tests {
 
     #[test]
     fn loads_and_stores_of_whole_vec4_go_by_pairs_wherever_they_stand() {
-        let nested = "
+        let nested = main(
+            "
             var sum = twice(i);
             for (var k = 0u; k < i; k++) {
                 switch k { case 1u: { sum += x[k] * y[k + 1u]; } default: { if k > 3u { y[k] = sum; } else { y[k] += x[i]; } } }
@@ -278,8 +308,10 @@ mod tests {
             { y[i] = sum; }
             m[i] = 2.0 * m[i + 1u];
             z[i] = sum.x;
-        ";
-        assert_eq!(touched(&main(nested)), ["x_pairs", "y_pairs", "m_pairs", "z"]);
+        ",
+        );
+        assert_eq!(touched(&nested, &[]), ["x_pairs", "y_pairs", "m_pairs", "z"]);
+        assert_eq!(touched(&nested, &["x"]), ["x_image", "y_pairs", "m_pairs", "z"]);
     }
 
     #[test]
@@ -290,13 +322,25 @@ mod tests {
             "z[i] = f32(arrayLength(&x)); y[i][i] = x[i].x; m[i][i] = y[i]",
         ] {
             let read = "z[i] = x[i].x + y[i].x + m[i][1].x";
-            assert_eq!(touched(&main(&format!("{part}; {read};"))), ["x", "y", "z", "m"], "{part}");
+            let source = main(&format!("{part}; {read};"));
+            assert_eq!(touched(&source, &[]), ["x", "y", "z", "m"], "{part}");
+            let words = twinned(&source, &["x"]).expect_err("taken in parts");
+            assert!(words.contains("`x`"), "{words}");
+        }
+    }
+
+    #[test]
+    fn only_what_is_read_whole_as_vec4_can_be_an_image() {
+        let source = main("y[i] = x[i]; m[i] = m[i + 1u]; z[i] = x[i].x;");
+        for name in ["y", "z", "m", "nothing"] {
+            let words = twinned(&source, &[name]).expect_err("no array of vec4 that is only read");
+            assert!(words.contains(&format!("`{name}`")), "{words}");
         }
     }
 
     #[test]
     fn a_text_that_does_not_parse_is_refused_in_the_words_of_the_parser() {
-        let words = by_pairs("fn main( {").expect_err("that is no shader");
+        let words = twinned("fn main( {", &[]).expect_err("that is no shader");
         assert!(words.contains("fn main( {"), "{words}");
     }
 }

@@ -1,0 +1,173 @@
+//! A tensor's copy in an image, for drivers that read an image at less cost than a buffer ([`crate::gpu::twins`]).
+//!
+//! An image follows its tensor: it is copied anew before a dispatch reads it, where the tensor's memory may have
+//! changed since. Whatever writes memory counts there ([`Tensor::changed`]), so a frozen teacher is copied once.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::error::Result;
+use crate::gpu::device::Gpu;
+use crate::gpu::tensor::Tensor;
+
+/// Texels to a row of an image, a power of two: element `i` of an `array<vec4<f32>>` is the texel
+/// `(i % WIDTH, i / WIDTH)`.
+pub(crate) const WIDTH: usize = 1024;
+pub(crate) const FORMAT: wgpu::TextureFormat = wgpu::TextureFormat::Rgba32Float;
+const TEXEL: usize = 16;
+
+/// An image that follows a tensor.
+#[derive(Debug)]
+pub(crate) struct Image {
+    texture: wgpu::Texture,
+    pub(crate) view: wgpu::TextureView,
+    /// What it follows: a part of a buffer, in bytes and texels, and how often that may have changed.
+    buffer: wgpu::Buffer,
+    offset: usize,
+    texels: usize,
+    changes: Arc<AtomicU64>,
+    /// The changes that it has.
+    has: AtomicU64,
+}
+
+impl Image {
+    /// Whether an image of this device can hold `tensor`.
+    pub(crate) fn holds(gpu: &Gpu, tensor: &Tensor) -> bool {
+        rows(texels(tensor)) <= gpu.limits.max_texture_dimension_2d as usize
+    }
+
+    /// An image of `tensor`, whose buffer counts its `changes`; without contents yet.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] where the device has no memory for it.
+    pub(crate) fn new(gpu: &Gpu, tensor: &Tensor, changes: &Arc<AtomicU64>) -> Result<Self> {
+        let texels = texels(tensor);
+        let texture = gpu.guarded(&format!("allocate an image of `{}`", tensor.label), || {
+            gpu.device.create_texture(&wgpu::TextureDescriptor {
+                label: Some(&tensor.label),
+                size: size(WIDTH, rows(texels)),
+                mip_level_count: 1,
+                sample_count: 1,
+                dimension: wgpu::TextureDimension::D2,
+                format: FORMAT,
+                usage: wgpu::TextureUsages::STORAGE_BINDING | wgpu::TextureUsages::COPY_DST,
+                view_formats: &[],
+            })
+        })?;
+        let image = Self {
+            view: texture.create_view(&Default::default()),
+            texture,
+            buffer: tensor.buffer.clone(),
+            offset: tensor.offset * 4,
+            texels,
+            changes: changes.clone(),
+            has: AtomicU64::default(),
+        };
+        image.forget();
+        Ok(image)
+    }
+
+    /// Says that the image has nothing of the tensor.
+    pub(crate) fn forget(&self) {
+        self.has.store(u64::MAX, Ordering::Relaxed);
+    }
+
+    /// Whether the tensor may have changed since it was copied last.
+    pub(crate) fn is_behind(&self) -> bool {
+        self.has.load(Ordering::Relaxed) != self.changes.load(Ordering::Relaxed)
+    }
+
+    /// Encodes a copy of the tensor: whole rows of texels, then what is left of one.
+    pub(crate) fn follow(&self, encoder: &mut wgpu::CommandEncoder) {
+        let (whole, rest) = (self.texels / WIDTH, self.texels % WIDTH);
+        for (width, height, row) in [(WIDTH, whole, 0), (rest, 1, whole)] {
+            if width * height == 0 {
+                continue;
+            }
+            let from = wgpu::TexelCopyBufferInfo {
+                buffer: &self.buffer,
+                layout: wgpu::TexelCopyBufferLayout {
+                    offset: (self.offset + row * WIDTH * TEXEL) as u64,
+                    bytes_per_row: Some((WIDTH * TEXEL) as u32),
+                    rows_per_image: None,
+                },
+            };
+            let to = wgpu::TexelCopyTextureInfo {
+                origin: wgpu::Origin3d { x: 0, y: row as u32, z: 0 },
+                ..self.texture.as_image_copy()
+            };
+            encoder.copy_buffer_to_texture(from, to, size(width, height));
+        }
+        self.has.store(self.changes.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+}
+
+fn texels(tensor: &Tensor) -> usize {
+    tensor.span() * 4 / TEXEL
+}
+
+fn rows(texels: usize) -> usize {
+    texels.div_ceil(WIDTH).max(1)
+}
+
+fn size(width: usize, height: usize) -> wgpu::Extent3d {
+    wgpu::Extent3d { width: width as u32, height: height as u32, depth_or_array_layers: 1 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu::program::Part;
+    use crate::gpu::readback::Flights;
+    use crate::gpu::{AdapterChoice, Plan, Program};
+    use crate::kernels::peak::record_copy_with;
+
+    /// Bits of all kinds: NaNs with a payload and subnormals are among them.
+    fn bits(seed: u32, n: u32) -> Vec<u32> {
+        (0..n).map(|i| i.wrapping_mul(0x9e37_79b9) ^ seed).collect()
+    }
+
+    fn copying(gpu: &Gpu, from: &Tensor, to: &Tensor, images: &[&'static str]) -> Program {
+        let mut plan = Plan::new(gpu);
+        record_copy_with(&mut plan, from, to, images).expect("recorded");
+        plan.finish().expect("finished")
+    }
+
+    #[test]
+    fn an_image_has_every_bit_of_its_tensor_whoever_changed_it() {
+        let gpu = Gpu::open(&AdapterChoice::default()).expect("an adapter");
+        if !gpu.takes_twins() {
+            return; // nothing is an image here
+        }
+        // A part of a buffer, at a multiple of 256 bytes; shorter than a row of texels, whole rows, and with a rest.
+        for (rows, cols) in [(1, 4), (3, 48), (2, 8192), (5, 5000)] {
+            let n = (rows * cols) as u32;
+            let whole = Tensor::zeros(&gpu, "whole", [1, rows + 17, cols]).expect("memory");
+            let from = whole.rows(16..rows + 16);
+            let to = Tensor::zeros(&gpu, "to", [1, rows, cols]).expect("memory");
+            let other = Tensor::upload(&gpu, "other", [1, rows, cols], &bits(3, n)).expect("memory");
+            let look = copying(&gpu, &from, &to, &["source"]);
+            let fill = copying(&gpu, &other, &from, &[]);
+            let seen = || {
+                look.submit(&gpu, 1).expect("submitted");
+                to.read_blocking::<u32>(&gpu).expect("read")
+            };
+            let image = from.image(&gpu).expect("made before");
+            assert!(image.is_behind());
+            from.write(&gpu, &bits(1, n)).expect("written");
+            assert_eq!(seen(), bits(1, n), "{rows} x {cols}");
+            assert!(!image.is_behind(), "copied again where nothing changed");
+            from.write(&gpu, &bits(2, n)).expect("written");
+            assert_eq!(seen(), bits(2, n), "after a write");
+            fill.submit(&gpu, 1).expect("submitted");
+            assert_eq!(seen(), bits(3, n), "after a kernel");
+            whole.fill_bits(&gpu, 7);
+            assert_eq!(seen(), vec![7; n as usize], "after a write to the whole buffer");
+            other.copy_to(&gpu, &from);
+            assert_eq!(seen(), bits(3, n), "after a copy");
+            let parts = [Part::Clear(&from), Part::Run(&look, 0..1)];
+            Flights::<()>::default().submit(&gpu, &parts, None).expect("submitted");
+            assert_eq!(to.read_blocking::<u32>(&gpu).expect("read"), vec![0; n as usize], "after zeros");
+        }
+    }
+}
