@@ -336,7 +336,7 @@ impl Gpu {
     }
 
     /// True where kernels get their storage in other forms ([`crate::gpu::twins`]).
-    pub(crate) fn takes_twins(&self) -> bool {
+    pub fn takes_twins(&self) -> bool {
         self.is_lavapipe() && self.device.features().contains(wgpu::Features::SHADER_INT64)
     }
 

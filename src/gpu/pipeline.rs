@@ -189,7 +189,8 @@ pub(crate) struct Pipeline {
 
 type Key = (&'static str, Constants, Vec<&'static str>);
 
-/// Pipelines by kernel, constants and what is read as images, and the texts that [`Gpu::plant`] put in place of a kernel's own.
+/// Pipelines by kernel, constants and what is read as images, and the texts that [`Gpu::plant`] put in place of a
+/// kernel's own.
 #[derive(Default)]
 pub(crate) struct PipelineCache {
     built: Mutex<HashMap<Key, Arc<Pipeline>>>,

@@ -200,7 +200,6 @@ impl Program {
     pub fn time_blocking(&self, gpu: &Gpu, runs: u32) -> Result<f64> {
         if !gpu.report.timestamps {
             gpu.wait_blocking()?;
-            gpu.wait_blocking()?;
             let mut encoder = gpu.device.create_command_encoder(&Default::default());
             self.encode_anew(&mut Passes::new(&mut encoder), runs);
             let began = std::time::Instant::now();

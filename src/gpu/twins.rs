@@ -3,7 +3,7 @@
 //! lavapipe reads and writes each component of a vec4 in such a loop. Seen as `vec2<u64>` the same 16
 //! bytes take two components instead of four, with the same bits, and a `mat2x4<f32>`, which has a loop for
 //! each column, one of four. What is only read, and often, can be an image that follows the memory
-//! ([`crate::gpu::image`]): a texel for each lane comes without a loop. This is done to what the driver gets, for
+//! (`image`): a texel for each lane comes without a loop. This is done to what the driver gets, for
 //! every kernel in one place; the shaders say vec4 and mat2x4 and know nothing of it.
 
 use std::collections::HashMap;
