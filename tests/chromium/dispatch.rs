@@ -46,7 +46,8 @@ impl Dispatch<'_> {
             };
             let access = match binding.access {
                 Access::Uniform => "uniform",
-                Access::Read => "read",
+                // What the text says: only lavapipe is handed an image instead.
+                Access::Read | Access::Image => "read",
                 Access::ReadWrite => "read_write",
             };
             json!({ "binding": binding.index, "access": access, "bits": padded(bits) })
