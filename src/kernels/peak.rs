@@ -95,14 +95,20 @@ pub(crate) fn record_copy_with(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gpu::{AdapterChoice, Gpu};
+    use crate::gpu::program::Part;
+    use crate::gpu::readback::Flights;
+    use crate::gpu::{AdapterChoice, Gpu, Program};
+
+    /// Bits of all kinds: NaNs with a payload and subnormals are among them.
+    fn bits(seed: u32, n: u32) -> Vec<u32> {
+        (0..n).map(|i| i.wrapping_mul(0x9e37_79b9) ^ seed).collect()
+    }
 
     #[test]
     fn chains_end_at_the_fixed_point_and_copies_are_equal() {
         let gpu = Gpu::open(&AdapterChoice::default()).expect("an adapter");
         let result = Tensor::zeros(&gpu, "result", [1, 1, 100]).expect("memory");
-        // Bits of all kinds: NaNs with a payload and subnormals stay what they are.
-        let source: Vec<u32> = (0..5000u32).map(|i| i.wrapping_mul(0x9e37_79b9)).collect();
+        let source = bits(0, 5000);
         let from = Tensor::upload(&gpu, "source", [1, 1, 5000], &source).expect("memory");
         let to = Tensor::zeros(&gpu, "copy", [1, 1, 5000]).expect("memory");
         let mut plan = Plan::new(&gpu);
@@ -116,5 +122,49 @@ mod tests {
         let sums = result.read_blocking::<f32>(&gpu).expect("read");
         assert!(sums.iter().all(|s| (s - 64.0).abs() < 1e-3), "{sums:?}");
         assert_eq!(to.read_blocking::<u32>(&gpu).expect("read"), source);
+    }
+
+    fn copying(gpu: &Gpu, from: &Tensor, to: &Tensor, images: &[&'static str]) -> Program {
+        let mut plan = Plan::new(gpu);
+        record_copy_with(&mut plan, from, to, images).expect("recorded");
+        plan.finish().expect("finished")
+    }
+
+    #[test]
+    fn an_image_has_every_bit_of_its_tensor_whoever_changed_it() {
+        let gpu = Gpu::open(&AdapterChoice::default()).expect("an adapter");
+        if !gpu.takes_twins() {
+            return; // nothing is an image here
+        }
+        // A part of a buffer, at a multiple of 256 bytes; shorter than a row of texels, whole rows, and with a rest.
+        for (rows, cols) in [(1, 4), (3, 48), (2, 8192), (5, 5000)] {
+            let n = (rows * cols) as u32;
+            let whole = Tensor::zeros(&gpu, "whole", [1, rows + 17, cols]).expect("memory");
+            let from = whole.rows(16..rows + 16);
+            let to = Tensor::zeros(&gpu, "to", [1, rows, cols]).expect("memory");
+            let other = Tensor::upload(&gpu, "other", [1, rows, cols], &bits(3, n)).expect("memory");
+            let look = copying(&gpu, &from, &to, &["source"]);
+            let fill = copying(&gpu, &other, &from, &[]);
+            let seen = || {
+                look.submit(&gpu, 1).expect("submitted");
+                to.read_blocking::<u32>(&gpu).expect("read")
+            };
+            let image = from.image(&gpu).expect("made before");
+            assert!(image.is_behind());
+            from.write(&gpu, &bits(1, n)).expect("written");
+            assert_eq!(seen(), bits(1, n), "{rows} x {cols}");
+            assert!(!image.is_behind(), "copied again where nothing changed");
+            from.write(&gpu, &bits(2, n)).expect("written");
+            assert_eq!(seen(), bits(2, n), "after a write");
+            fill.submit(&gpu, 1).expect("submitted");
+            assert_eq!(seen(), bits(3, n), "after a kernel");
+            whole.fill_bits(&gpu, 7);
+            assert_eq!(seen(), vec![7; n as usize], "after a write to the whole buffer");
+            other.copy_to(&gpu, &from);
+            assert_eq!(seen(), bits(3, n), "after a copy");
+            let parts = [Part::Clear(&from), Part::Run(&look, 0..1)];
+            Flights::<()>::default().submit(&gpu, &parts, None).expect("submitted");
+            assert_eq!(to.read_blocking::<u32>(&gpu).expect("read"), vec![0; n as usize], "after zeros");
+        }
     }
 }
