@@ -209,7 +209,7 @@ impl Program {
         }
         let watch = Stopwatch::new(gpu, 1)?;
         let mut encoder = gpu.device.create_command_encoder(&Default::default());
-        watch.time(0, &mut encoder, |passes| self.encode_anew(passes, runs));
+        watch.time(0, &mut encoder, &self.dispatches, |passes| self.encode_anew(passes, runs));
         let spans = watch.read_blocking(gpu, encoder)?;
         Ok(spans[0] * 1e-9)
     }
@@ -234,7 +234,7 @@ impl Program {
         let watch = Stopwatch::new(gpu, self.dispatches.len() as u32)?;
         let mut encoder = gpu.device.create_command_encoder(&Default::default());
         for (i, d) in self.dispatches.iter().enumerate() {
-            watch.time(i as u32, &mut encoder, |passes| d.encode(passes, 0));
+            watch.time(i as u32, &mut encoder, [d], |passes| d.encode(passes, 0));
         }
         let spans = watch.read_blocking(gpu, encoder)?;
         Ok(Some(spans))
@@ -269,22 +269,35 @@ impl Stopwatch {
         })
     }
 
-    /// Encodes `what` between the two timestamps of a pair, the copies in it included: they belong to passes
-    /// of their own, for what is timed may be several.
-    fn time(&self, pair: u32, encoder: &mut wgpu::CommandEncoder, what: impl FnOnce(&mut Passes<'_>)) {
-        let stamp = |encoder: &mut wgpu::CommandEncoder, begins: Option<u32>, ends: Option<u32>| {
-            encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
-                label: Some("stamp"),
+    /// Encodes the dispatches in `what` between the two timestamps of a pair: those of one pass, or where copies
+    /// may split it, of two empty ones around it.
+    fn time<'d>(
+        &self,
+        pair: u32,
+        encoder: &mut wgpu::CommandEncoder,
+        dispatches: impl IntoIterator<Item = &'d Dispatch>,
+        what: impl FnOnce(&mut Passes<'_>),
+    ) {
+        let (begins, ends) = (Some(2 * pair), Some(2 * pair + 1));
+        let begin = |encoder: &mut wgpu::CommandEncoder, begins: Option<u32>, ends: Option<u32>| {
+            let desc = wgpu::ComputePassDescriptor {
+                label: Some("timed"),
                 timestamp_writes: Some(wgpu::ComputePassTimestampWrites {
                     query_set: &self.queries,
                     beginning_of_pass_write_index: begins,
                     end_of_pass_write_index: ends,
                 }),
-            });
+            };
+            encoder.begin_compute_pass(&desc).forget_lifetime()
         };
-        stamp(encoder, Some(2 * pair), None);
-        what(&mut Passes::new(encoder));
-        stamp(encoder, None, Some(2 * pair + 1));
+        if dispatches.into_iter().all(|d| d.images.is_empty()) {
+            let pass = Some(begin(encoder, begins, ends));
+            what(&mut Passes { encoder, pass });
+        } else {
+            drop(begin(encoder, begins, None));
+            what(&mut Passes::new(encoder));
+            drop(begin(encoder, None, ends));
+        }
     }
 
     /// Submits what was encoded, waits, and gives each pair's nanoseconds.

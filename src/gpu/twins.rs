@@ -8,12 +8,12 @@
 
 use std::collections::HashMap;
 
-use crate::gpu::image;
-
 use naga::{
     AddressSpace, ArraySize, Block, Expression, Function, GlobalVariable, Handle, Module, Range, Scalar,
     Span, Statement, StorageAccess, TypeInner, VectorSize,
 };
+
+use crate::gpu::image;
 
 /// Declares the memory of NAME, an array of vec4, a second time, with what loads and stores an element.
 const VEC4: Text = Text {

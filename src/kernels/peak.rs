@@ -71,7 +71,7 @@ pub fn record_copy(plan: &mut Plan<'_>, source: &Tensor, copy: &Tensor) -> Resul
 }
 
 /// The same, with the source as an image or not.
-pub(crate) fn record_copy_with(
+fn record_copy_with(
     plan: &mut Plan<'_>,
     source: &Tensor,
     copy: &Tensor,
@@ -133,9 +133,9 @@ mod tests {
     #[test]
     fn an_image_has_every_bit_of_its_tensor_whoever_changed_it() {
         let gpu = Gpu::open(&AdapterChoice::default()).expect("an adapter");
-        if !gpu.takes_twins() {
-            return; // nothing is an image here
-        }
+        assert!(gpu.takes_twins() || !gpu.is_lavapipe(), "lavapipe has 64-bit integers in shaders");
+        // On other drivers, where nothing is an image, the same holds of the buffers.
+        let images: &[_] = if gpu.takes_twins() { &["source"] } else { &[] };
         // A part of a buffer, at a multiple of 256 bytes; shorter than a row of texels, whole rows, and with a rest.
         for (rows, cols) in [(1, 4), (3, 48), (2, 8192), (5, 5000)] {
             let n = (rows * cols) as u32;
@@ -143,17 +143,18 @@ mod tests {
             let from = whole.rows(16..rows + 16);
             let to = Tensor::zeros(&gpu, "to", [1, rows, cols]).expect("memory");
             let other = Tensor::upload(&gpu, "other", [1, rows, cols], &bits(3, n)).expect("memory");
-            let look = copying(&gpu, &from, &to, &["source"]);
+            let look = copying(&gpu, &from, &to, images);
             let fill = copying(&gpu, &other, &from, &[]);
             let seen = || {
                 look.submit(&gpu, 1).expect("submitted");
                 to.read_blocking::<u32>(&gpu).expect("read")
             };
-            let image = from.image(&gpu).expect("made before");
-            assert!(image.is_behind());
+            let image = gpu.takes_twins().then(|| from.image(&gpu).expect("made before"));
+            let is_behind = || image.as_ref().is_some_and(|image| image.is_behind());
+            assert_eq!(is_behind(), image.is_some());
             from.write(&gpu, &bits(1, n)).expect("written");
             assert_eq!(seen(), bits(1, n), "{rows} x {cols}");
-            assert!(!image.is_behind(), "copied again where nothing changed");
+            assert!(!is_behind(), "copied again where nothing changed");
             from.write(&gpu, &bits(2, n)).expect("written");
             assert_eq!(seen(), bits(2, n), "after a write");
             fill.submit(&gpu, 1).expect("submitted");

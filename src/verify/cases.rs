@@ -78,7 +78,7 @@ fn matmul_case(i: usize, choice: Choice, replicas: usize, [m, n, k]: [usize; 3],
     })
 }
 
-/// One tile of each member (and width): these are seen with every epilogue. The other tiles differ
+/// One tile of each member (and width), one more that reads images: these are seen with every epilogue. The other tiles differ
 /// from them in their loops, not in what follows, and drivers take a second and more to compile each
 /// combination; so they are seen with what the loops do themselves.
 pub const TYPICAL: [&str; 8] = [
