@@ -253,7 +253,9 @@ impl Gpu {
             }
         }
         let shader = if self.takes_twins() {
-            wgpu::ShaderSource::Naga(Cow::Owned(twinned(&source, images).map_err(|e| Error::device(&op, e))?))
+            let [_, lanes] = self.report.subgroup;
+            let module = twinned(&source, images, lanes).map_err(|e| Error::device(&op, e))?;
+            wgpu::ShaderSource::Naga(Cow::Owned(module))
         } else {
             wgpu::ShaderSource::Wgsl(source.as_str().into())
         };

@@ -5,12 +5,15 @@
 //! each column, one of four. What is only read, and often, can be an image that follows the memory
 //! (`image`): a texel for each lane comes without a loop. This is done to what the driver gets, for
 //! every kernel in one place; the shaders say vec4 and mat2x4 and know nothing of it.
+//!
+//! A loop that loads puts the lanes together in a register. Where the subgroup is too wide for one of u64
+//! ([`LANES_OF_PAIRS`]) it does so in memory, at four times the cost: there only what is never loaded goes by pairs.
 
 use std::collections::HashMap;
 
 use naga::{
-    AddressSpace, ArraySize, Block, Expression, Function, GlobalVariable, Handle, Module, Range, Scalar,
-    Span, Statement, StorageAccess, TypeInner, VectorSize,
+    AddressSpace, ArraySize, Block, Expression, Function, GlobalVariable, Handle, Literal, Module, Range,
+    Scalar, Span, Statement, StorageAccess, TypeInner, VectorSize,
 };
 
 use crate::gpu::image;
@@ -65,6 +68,9 @@ fn NAME_twin_load(at: u32) -> vec4<f32> {
     store: "",
 };
 
+/// The lanes of 64 bits in the widest register that a CPU has, of 512 bits.
+const LANES_OF_PAIRS: u32 = 8;
+
 struct Text {
     load: &'static str,
     store: &'static str,
@@ -79,18 +85,19 @@ struct Twin {
 type Twins = HashMap<Handle<GlobalVariable>, Twin>;
 
 /// Parses a shader so that its `array<vec4<f32>>` and `array<mat2x4<f32>>` in storage are read and written by
-/// pairs of floats, wherever an element is only ever taken whole. The device must have `SHADER_INT64`.
-/// Those of vec4 that are named in `images` are images instead.
+/// pairs of floats, wherever an element is only ever taken whole and that pays for subgroups of `lanes` lanes. The
+/// device must have `SHADER_INT64`. Those of vec4 that are named in `images` are images instead.
 ///
 /// # Errors
 /// The parser's message, with the place in the text; what is named in `images` and cannot be one.
-pub fn twinned(source: &str, images: &[&str]) -> Result<Module, String> {
+pub fn twinned(source: &str, images: &[&str], lanes: u32) -> Result<Module, String> {
     let parse = |text: &str| naga::front::wgsl::parse_str(text).map_err(|e| e.emit_to_string(text));
     let module = parse(source)?;
     // In front of the source, for in a naga module a function comes before those that call it.
     let twins = module.global_variables.iter().filter_map(|(handle, var)| {
         let text = text_of(&module, var, images).filter(|_| taken_whole(&module, handle))?;
-        Some(twin(var, text))
+        let pays = lanes <= LANES_OF_PAIRS || is_image(var, images) || !is_loaded(&module, handle);
+        pays.then(|| twin(var, text))
     });
     let text = twins.chain([source.to_owned()]).collect::<String>();
     let mut module = parse(&text)?;
@@ -127,7 +134,7 @@ fn text_of(module: &Module, var: &GlobalVariable, images: &[&str]) -> Option<Tex
     else {
         return None;
     };
-    if var.name.as_deref().is_some_and(|name| images.contains(&name)) {
+    if is_image(var, images) {
         let vec4 = TypeInner::Vector { size: VectorSize::Quad, scalar: Scalar::F32 };
         return Some(IMAGE).filter(|_| module.types[*base].inner == vec4 && access == StorageAccess::LOAD);
     }
@@ -138,6 +145,10 @@ fn text_of(module: &Module, var: &GlobalVariable, images: &[&str]) -> Option<Tex
         }
         _ => None,
     }
+}
+
+fn is_image(var: &GlobalVariable, images: &[&str]) -> bool {
+    var.name.as_deref().is_some_and(|name| images.contains(&name))
 }
 
 /// The text of a variable's twin.
@@ -168,6 +179,53 @@ fn taken_whole(module: &Module, var: Handle<GlobalVariable>) -> bool {
             _ => true,
         })
     })
+}
+
+/// Whether a shader may load an element of the array `var`: not by what stands under a constant condition that
+/// does not hold.
+fn is_loaded(module: &Module, var: Handle<GlobalVariable>) -> bool {
+    let entry_points = module.entry_points.iter().map(|e| &e.function);
+    module.functions.iter().map(|(_, f)| f).chain(entry_points).any(|f| {
+        let is_load = |e: Handle<Expression>| {
+            let Expression::Load { pointer } = f.expressions[e] else { return false };
+            let Expression::Access { base, .. } = f.expressions[pointer] else { return false };
+            f.expressions[base] == Expression::GlobalVariable(var)
+        };
+        may_evaluate(module, f, &f.body, &is_load)
+    })
+}
+
+/// Whether a block of `f` may evaluate an expression that `is_wanted`.
+fn may_evaluate(
+    module: &Module,
+    f: &Function,
+    block: &Block,
+    is_wanted: &impl Fn(Handle<Expression>) -> bool,
+) -> bool {
+    let may = |block: &Block| may_evaluate(module, f, block, is_wanted);
+    block.iter().any(|statement| match statement {
+        Statement::Emit(range) => range.clone().any(is_wanted),
+        Statement::Block(inner) => may(inner),
+        Statement::If { condition, accept, reject } => {
+            let holds = constant(module, f, *condition);
+            holds != Some(false) && may(accept) || holds != Some(true) && may(reject)
+        }
+        Statement::Switch { cases, .. } => cases.iter().any(|case| may(&case.body)),
+        Statement::Loop { body, continuing, .. } => may(body) || may(continuing),
+        _ => false,
+    })
+}
+
+/// What a condition always is, where it is written down.
+fn constant(module: &Module, f: &Function, condition: Handle<Expression>) -> Option<bool> {
+    let expression = match f.expressions[condition] {
+        Expression::Constant(constant) => &module.global_expressions[module.constants[constant].init],
+        ref other => other,
+    };
+    match expression {
+        Expression::Literal(Literal::Bool(holds)) => Some(*holds),
+        _ => None,
+    }
 }
 
 /// Turns a function's loads and stores of the elements of twinned arrays into calls.
@@ -274,8 +332,8 @@ mod tests {
     use naga::valid::{Capabilities, ValidationFlags, Validator};
 
     /// Names of the storage that the shader touches after [`twinned`].
-    fn touched(source: &str, images: &[&str]) -> Vec<String> {
-        let module = twinned(source, images).expect("the source parses");
+    fn touched(source: &str, images: &[&str], lanes: u32) -> Vec<String> {
+        let module = twinned(source, images, lanes).expect("the source parses");
         let mut validator = Validator::new(ValidationFlags::all(), Capabilities::SHADER_INT64);
         let info = validator.validate(&module).expect("what comes out is valid");
         let usage = info.get_entry_point(0);
@@ -310,8 +368,21 @@ mod tests {
             z[i] = sum.x;
         ",
         );
-        assert_eq!(touched(&nested, &[]), ["x_pairs", "y_pairs", "m_pairs", "z"]);
-        assert_eq!(touched(&nested, &["x"]), ["x_image", "y_pairs", "m_pairs", "z"]);
+        assert_eq!(touched(&nested, &[], 8), ["x_pairs", "y_pairs", "m_pairs", "z"]);
+        assert_eq!(touched(&nested, &["x"], 8), ["x_image", "y_pairs", "m_pairs", "z"]);
+    }
+
+    #[test]
+    fn where_pairs_do_not_fit_a_register_only_what_is_never_loaded_goes_by_them() {
+        let update = "y[i] = x[i]; m[i] = 2.0 * m[i];";
+        assert_eq!(touched(&main(update), &[], 16), ["x", "y", "m"]);
+        assert_eq!(touched(&main(update), &["x"], 16), ["y_pairs", "x_image", "m"]);
+        for (condition, y) in [("ADD", "y_pairs"), ("!ADD", "y"), ("WAY == 1u", "y_pairs"), ("i > 1u", "y")] {
+            let body = format!("if {condition} {{ y[i] += x[i]; }} else {{ y[i] = x[i]; }}");
+            let source = format!("const ADD: bool = false; const WAY: u32 = 0u; {}", main(&body));
+            let names = touched(&source, &[], 16);
+            assert!(names.contains(&y.to_owned()), "{condition}: {names:?}");
+        }
     }
 
     #[test]
@@ -323,8 +394,8 @@ mod tests {
         ] {
             let read = "z[i] = x[i].x + y[i].x + m[i][1].x";
             let source = main(&format!("{part}; {read};"));
-            assert_eq!(touched(&source, &[]), ["x", "y", "z", "m"], "{part}");
-            let words = twinned(&source, &["x"]).expect_err("taken in parts");
+            assert_eq!(touched(&source, &[], 8), ["x", "y", "z", "m"], "{part}");
+            let words = twinned(&source, &["x"], 8).expect_err("taken in parts");
             assert!(words.contains("`x`"), "{words}");
         }
     }
@@ -333,14 +404,14 @@ mod tests {
     fn only_what_is_read_whole_as_vec4_can_be_an_image() {
         let source = main("y[i] = x[i]; m[i] = m[i + 1u]; z[i] = x[i].x;");
         for name in ["y", "z", "m", "nothing"] {
-            let words = twinned(&source, &[name]).expect_err("no array of vec4 that is only read");
+            let words = twinned(&source, &[name], 8).expect_err("no array of vec4 that is only read");
             assert!(words.contains(&format!("`{name}`")), "{words}");
         }
     }
 
     #[test]
     fn a_text_that_does_not_parse_is_refused_in_the_words_of_the_parser() {
-        let words = twinned("fn main( {", &[]).expect_err("that is no shader");
+        let words = twinned("fn main( {", &[], 8).expect_err("that is no shader");
         assert!(words.contains("fn main( {"), "{words}");
     }
 }

@@ -184,6 +184,8 @@ pub struct Choice {
 /// FLOPs of a product from which on copying A and B into images pays: at 64 x 256 x 256, 8.4 MFLOP, `tune` finds both
 /// ways even, at half of it pairs ahead. A copy splits the pass in two, which takes lavapipe some 20 us.
 const IMAGES_FROM: usize = 8_000_000;
+/// The same for subgroups that do not load by pairs: 128 x 10 x 800, 2 MFLOP, takes half as long from images.
+const IMAGES_FROM_WIDE: usize = 2_000_000;
 
 /// How far a member walks K in one part. lavapipe ends the loops of an invocation after 65,535 rounds, in
 /// silence, and counts those of all its loops together; which of them it unrolls is its own affair. The
@@ -268,8 +270,10 @@ impl Question {
     fn built_in(&self, gpu: &Gpu) -> Choice {
         let Self { replicas, m, n, k, .. } = *self;
         let software = gpu.report.kind == "software";
-        let images = gpu.takes_twins() && 2 * replicas * m * n * k >= IMAGES_FROM;
-        let name = match (software, gpu.report.subgroup) {
+        let subgroup = gpu.report.subgroup;
+        let from = if subgroup == [16, 16] { IMAGES_FROM_WIDE } else { IMAGES_FROM };
+        let images = gpu.takes_twins() && 2 * replicas * m * n * k >= from;
+        let name = match (software, subgroup) {
             // A driver that keeps arrays in memory: SwiftShader.
             (true, _) if !gpu.is_lavapipe() => "vec4-32x32",
             (true, [4, 4]) if images => "subgroup4-32x32-image",
@@ -283,8 +287,8 @@ impl Question {
             (true, [8, 8]) if m <= 16 && n > 32 => "subgroup8-16x64",
             (true, [8, 8]) if m <= 32 || replicas * m * n <= 32 * 64 => "subgroup8-32x32",
             (true, [8, 8]) => "subgroup8-64x32",
-            (true, [16, 16]) if images => "subgroup16-32x64-image",
-            (true, [16, 16]) if m * n <= 64 * 64 => "subgroup16-16x64",
+            (true, [16, 16]) if images && m > 16 => "subgroup16-32x64-image",
+            (true, [16, 16]) if m <= 16 || m * n <= 64 * 64 => "subgroup16-16x64",
             (true, [16, 16]) => "subgroup16-64x64",
             (true, _) => "vec4-32x32",
             (false, _) if m.min(n) >= 1024 && k >= 64 => "tile-128x128",
