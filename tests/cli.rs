@@ -121,21 +121,48 @@ fn devices_lists_the_adapter_that_a_run_takes() {
     assert_eq!((report["schema_version"].as_u64(), chosen), (Some(1), 1));
 }
 
+impl Bench {
+    /// The summary of a run of which the environment says `value` for `name`, or nothing.
+    fn summary(&self, more: &[&str], name: &str, value: Option<&str>) -> serde_json::Value {
+        let args = self.train("out", &[&["--json", "--force"], more].concat());
+        let mut command = Command::cargo_bin("limbeck").expect("the binary is built");
+        command.args(args).env_remove(name).envs(value.map(|v| (name, v)));
+        let out = command.output().expect("it runs");
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        serde_json::from_slice(&out.stdout).expect("JSON")
+    }
+}
+
 /// Small steps keep lavapipe to one thread; a user's own setting gives the same weights.
 #[test]
 fn the_driver_s_threads_change_no_bit() {
     let bench = Bench::new();
-    let hash = |threads: Option<&str>| {
-        let args = bench.train("out", &["--json", "--force"]);
-        let mut command = Command::cargo_bin("limbeck").expect("the binary is built");
-        command.args(args).env_remove("LP_NUM_THREADS").envs(threads.map(|n| ("LP_NUM_THREADS", n)));
-        let out = command.output().expect("it runs");
-        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-        serde_json::from_slice::<serde_json::Value>(&out.stdout).expect("JSON")["weights_sha256"].clone()
-    };
+    let hash = |threads| bench.summary(&[], "LP_NUM_THREADS", threads)["weights_sha256"].clone();
     let alone = hash(None);
     assert!(alone.is_string());
     assert_eq!([hash(Some("1")), hash(Some("3"))], [alone.clone(), alone]);
+}
+
+/// Large steps widen lavapipe's vectors where the CPU has them; another width gives the same weights.
+#[test]
+fn the_driver_s_vector_width_changes_no_bit() {
+    let bench = Bench::new();
+    // 300 MFLOP a step.
+    let large = ["--layers", "4,1024,1024,3", "--batch-size", "48", "--steps", "3"];
+    let run = |width| bench.summary(&large, "LP_NATIVE_VECTOR_WIDTH", width);
+    let wide = run(None);
+    let adapter = wide["adapter"].as_str().expect("an adapter");
+    #[cfg(target_arch = "x86_64")]
+    let has_wide = is_x86_feature_detected!("avx512f");
+    #[cfg(not(target_arch = "x86_64"))]
+    let has_wide = false;
+    assert_eq!(adapter.contains("512 bits"), has_wide && adapter.contains("llvmpipe"), "{adapter}");
+    for width in ["128", "256"] {
+        let other = run(Some(width));
+        let adapter = other["adapter"].as_str().expect("an adapter");
+        assert_eq!(adapter.contains(&format!("{width} bits")), adapter.contains("llvmpipe"), "{adapter}");
+        assert_eq!(other["weights_sha256"], wide["weights_sha256"], "{width}");
+    }
 }
 
 /// Logits that no binding holds: micro-batches and batches of evaluation are cut until they fit.

@@ -49,7 +49,7 @@ fn a_right_device_is_healthy_and_the_report_says_what_was_seen() {
     report.outcome().expect("a healthy device");
     assert!(report.healthy && !seen.is_empty());
     for examined in &report.adapters {
-        let names: Vec<&str> = examined.kernels.iter().map(|k| k.kernel).collect();
+        let names: Vec<&str> = examined.kernels.iter().map(|k| &*k.kernel).collect();
         for name in ["adam", "gather", "head", "matmul", "metrics", "sgd"] {
             assert!(names.contains(&name), "{names:?}");
         }

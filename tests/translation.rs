@@ -59,11 +59,12 @@ fn parsed() -> Vec<Parsed> {
     variants().into_iter().map(Parsed::new).collect()
 }
 
-/// As lavapipe gets them: with vec4 in storage read and written by pairs of floats, or read from `images`.
-fn twinned(variants: impl Iterator<Item = Variant>, images: &[&str]) -> Vec<Parsed> {
+/// As lavapipe gets them with subgroups of `lanes`: with vec4 in storage read and written by pairs of floats, or read
+/// from `images`.
+fn twinned(variants: impl Iterator<Item = Variant>, images: &[&str], lanes: u32) -> Vec<Parsed> {
     let parse = |variant: Variant| {
         let refuse = |words: String| -> ! { panic!("{} with images {images:?}: {words}", variant.name()) };
-        let module = twins::twinned(&variant.source, images).unwrap_or_else(|e| refuse(e));
+        let module = twins::twinned(&variant.source, images, lanes).unwrap_or_else(|e| refuse(e));
         let info = Validator::new(ValidationFlags::all(), claimed(&variant) | Capabilities::SHADER_INT64)
             .validate(&module)
             .unwrap_or_else(|e| refuse(e.to_string()));
@@ -125,12 +126,16 @@ fn spirv_is_valid() {
     let mut jobs = Vec::new();
     let mut planted = Vec::new();
     let whole = parsed().into_iter().map(|p| (p, "", &VULKAN[..]));
-    let by_pairs = twinned(variants().into_iter(), &[]);
+    let by_pairs = twinned(variants().into_iter(), &[], 8);
     let by_pairs = by_pairs.into_iter().map(|p| (p, ", by pairs", &VULKAN[2..]));
+    let stores = twinned(variants().into_iter(), &[], 16);
+    let stores = stores.into_iter().map(|p| (p, ", stores by pairs", &VULKAN[2..]));
     let products = variants().into_iter().filter(|v| v.kernel == "matmul_subgroup");
-    let by_images = twinned(products, &["a", "b"]);
+    let by_images = twinned(products, &["a", "b"], 8);
     let by_images = by_images.into_iter().map(|p| (p, ", from images", &VULKAN[2..]));
-    for (Parsed { variant, module, info }, how, targets) in whole.chain(by_pairs).chain(by_images) {
+    for (Parsed { variant, module, info }, how, targets) in
+        whole.chain(by_pairs).chain(stores).chain(by_images)
+    {
         for checked in CHECKED {
             for (target, lang_version) in targets.iter().copied() {
                 if variant.uses("subgroup") && target == "vulkan1.0" {

@@ -11,14 +11,14 @@ use crate::bench::{Record, head, matmul, peak, step};
 use crate::cli::common::DeviceArgs;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
-use crate::gpu::environment::{LAVAPIPE_THREADS, Load};
+use crate::gpu::environment::Load;
 use crate::report::table;
 
 /// Measures kernels and the whole step against what the device can do at best.
 ///
 /// Every result is checked against the f64 reference before it is timed. Run it when nothing else
-/// is running; the fractions and ratios are taken within one run. On lavapipe small pairs are measured in
-/// a process of their own, with one thread, as runs of their size have it.
+/// is running; the fractions and ratios are taken within one run. On lavapipe pairs are measured in
+/// processes of their own, with the threads and the vector width that runs of their size have.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(subcommand)]
@@ -59,7 +59,7 @@ impl Args {
     pub fn load(&self) -> Option<Load> {
         let mut loads = step::pairs(&self.shapes).map(Pair::load);
         let first = matches!(self.what, What::Step { .. }).then(|| loads.next())??;
-        loads.all(|load| load.alone() == first.alone()).then_some(first)
+        loads.all(|load| load.settings() == first.settings()).then_some(first)
     }
 }
 
@@ -93,8 +93,8 @@ pub fn run(args: &Args) -> Result<()> {
                 profiles.push((pair.name.to_owned(), step::Bench::new(&gpu, share)?.profile(&best)?));
             }
         }
-        if !apart.is_empty() {
-            let measured = measure_apart(args, compare, &apart)?;
+        for alike in apart.chunk_by(|a, b| a.load().settings() == b.load().settings()) {
+            let measured = measure_apart(args, compare, alike)?;
             records.extend(measured.records.into_iter().filter(|r| r.bench == "step"));
             profiles.extend(measured.dispatches);
         }
@@ -140,13 +140,14 @@ struct Measured {
 
 /// Whether a run of the pair's size would tell lavapipe something that this process has not.
 fn is_apart(gpu: &Gpu, pair: &Pair) -> bool {
-    gpu.is_lavapipe() && std::env::var_os(LAVAPIPE_THREADS).is_none() && pair.load().alone()
+    let is_unset = |(name, _): &(&str, &str)| std::env::var_os(name).is_none();
+    gpu.is_lavapipe() && pair.load().settings().iter().any(is_unset)
 }
 
 /// Measures pairs in a process of their own, whose environment is that of a run of their size. It measures
 /// its own peaks.
 fn measure_apart(args: &Args, compare: bool, pairs: &[&Pair]) -> Result<Measured> {
-    let failed = |e: &dyn std::fmt::Display| Error::Run(format!("limbeck bench of small pairs: {e}"));
+    let failed = |e: &dyn std::fmt::Display| Error::Run(format!("limbeck bench of pairs apart: {e}"));
     let names: Vec<_> = pairs.iter().map(|p| p.name).collect();
     let mut command = std::process::Command::new(std::env::current_exe().map_err(|e| failed(&e))?);
     command.args(["bench", "step", "--json", "--shapes", &names.join(",")]).args(args.device.given());

@@ -22,7 +22,7 @@ use crate::train::schedule::{Schedule, Schedules};
 use crate::train::{Length, Recipe};
 use crate::verify::doctor::screen;
 
-#[derive(Args)]
+#[derive(Args, Clone)]
 #[command(next_help_heading = "Device")]
 pub struct DeviceArgs {
     /// Adapter to use: an index of `limbeck devices`, or a part of its name.
@@ -47,6 +47,11 @@ impl DeviceArgs {
             profile: self.profile.clone(),
             checked: false,
         }
+    }
+
+    /// The same for another adapter.
+    pub fn on(&self, index: usize) -> Self {
+        Self { adapter: Some(index.to_string()), ..self.clone() }
     }
 
     /// The options as they were given.

@@ -48,7 +48,7 @@ pub fn run(args: &Args) -> Result<()> {
             rows.push(vec![
                 format!("{}{}", a.index, if a.chosen { " *" } else { "" }),
                 a.name.clone(),
-                a.kind.to_owned(),
+                a.kind.to_string(),
                 a.backend.clone(),
                 a.driver.clone(),
                 subgroup,

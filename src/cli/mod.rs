@@ -102,6 +102,7 @@ impl Command {
             Self::Sweep(args) => args.load(),
             Self::Tune(args) => Some(args.load()),
             Self::Bench(args) => args.load(),
+            Self::Replay(args) => args.load(),
             _ => None,
         }
     }
@@ -206,6 +207,16 @@ mod tests {
         assert!(off.abs() < 1.0, "{off}");
         assert_eq!(load(&format!("sweep {taught} --grid temperature=1,2,4 --seeds 2")), of(6));
         assert_eq!(load(&format!("sweep {taught} --grid temperature=1,2,4 --seeds 2 --at-once 3")), of(3));
+    }
+
+    #[test]
+    fn only_large_steps_widen_the_vectors_of_lavapipe() {
+        let settings = |line: &str| load(line).map_or(&[][..], |load| load.settings());
+        let wide: &[_] = if environment::has_wide_vectors() { &[environment::WIDE] } else { &[] };
+        assert_eq!(settings("train --data d --layers 784,800,800,10 --batch-size 128 --out o"), wide);
+        assert_eq!(settings("bench step --shapes hinton"), wide);
+        assert!(settings("train --data d --layers 784,100,10 --batch-size 128 --out o").is_empty());
+        assert_eq!(settings("bench step --shapes small"), [(environment::LAVAPIPE_THREADS, "0")]);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::cli::common::DeviceArgs;
 use crate::cli::options;
 use crate::error::{Error, Result};
+use crate::gpu::environment::Load;
 use crate::mlp::weights::{Model, ReadOptions};
 use crate::report::metrics_file::MetricsFile;
 use crate::train::run_dir::{Device, Record, SUMMARY};
@@ -79,21 +80,32 @@ impl Summary {
     }
 }
 
+impl Args {
+    /// Of the run, where it can be read.
+    pub fn load(&self) -> Option<Load> {
+        let record = Record::load(&self.run).ok()?;
+        crate::cli::parse(self.again(&record, Path::new("again"))).ok()?.0.load()
+    }
+
+    /// The arguments that run `record` again into `out`.
+    fn again(&self, record: &Record, out: &Path) -> Vec<OsString> {
+        let mut call: Vec<OsString> = vec!["limbeck".into(), record.command.clone().into()];
+        call.extend(["--config".into(), self.run.join(options::FILE).into()]);
+        call.extend(["--out".into(), out.into()]);
+        call.extend(self.device.given());
+        call
+    }
+}
+
 pub fn run(args: &Args) -> Result<()> {
     let record = Record::load(&args.run)?;
     let first = Summary::load(&args.run)?;
     let temporary = tempfile::tempdir().map_err(|e| Error::io("create", std::env::temp_dir(), e))?;
     let out = args.out.clone().unwrap_or_else(|| temporary.path().join("replay"));
 
-    let mut call: Vec<OsString> = vec!["limbeck".into(), record.command.clone().into()];
-    let mut add = |option: &str, value: &dyn AsRef<std::ffi::OsStr>| {
-        call.extend([option.into(), value.as_ref().to_owned()]);
-    };
-    add("--config", &args.run.join(options::FILE));
-    add("--out", &out);
-    add("--max-steps", &first.steps.to_string());
-    add("--checkpoint-every", &"never");
-    call.extend(args.device.given());
+    let mut call = args.again(&record, &out);
+    call.extend(["--max-steps".into(), first.steps.to_string().into()]);
+    call.extend(["--checkpoint-every".into(), "never".into()]);
     if args.json {
         call.push("--json".into());
     }

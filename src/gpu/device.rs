@@ -1,12 +1,13 @@
 //! Which adapter to take, what it can do, and how its faults reach the caller as errors.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::gpu::environment::{self, LAVAPIPE_THREADS};
@@ -36,14 +37,14 @@ pub struct AdapterChoice {
 }
 
 /// What an adapter is and can do, as far as limbeck cares.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct AdapterReport {
     /// Its place in the list, for `--adapter`.
     pub index: usize,
     /// The marketing name.
     pub name: String,
     /// `discrete`, `integrated`, `virtual`, `software` or `other`.
-    pub kind: &'static str,
+    pub kind: Cow<'static, str>,
     /// `vulkan`, `metal` or `dx12`.
     pub backend: String,
     /// The driver and its version.
@@ -73,11 +74,16 @@ pub struct AdapterReport {
 }
 
 impl AdapterReport {
+    /// See [`Gpu::is_lavapipe`].
+    pub fn is_lavapipe(&self) -> bool {
+        self.name.contains("llvmpipe")
+    }
+
     fn new(index: usize, adapter: &wgpu::Adapter) -> Self {
         let (info, limits, features) = (adapter.get_info(), adapter.limits(), adapter.features());
         Self {
             index,
-            kind: kind_name(info.device_type),
+            kind: kind_name(info.device_type).into(),
             backend: info.backend.to_str().to_owned(),
             driver: format!("{} {}", info.driver, info.driver_info).trim().to_owned(),
             name: info.name,
@@ -157,7 +163,7 @@ fn choose(reports: &[AdapterReport], choice: &AdapterChoice) -> Result<usize> {
         some => some.iter().map(|r| format!("{}: {}", r.index, r.name)).collect::<Vec<_>>().join("; "),
     };
     let Some(wanted) = wanted.filter(|w| !w.is_empty()) else {
-        return reports.iter().min_by_key(|r| rank(r.kind)).map(|r| r.index).ok_or_else(|| {
+        return reports.iter().min_by_key(|r| rank(&r.kind)).map(|r| r.index).ok_or_else(|| {
             Error::NoAdapter {
                 what: format!("the system offers none ({})", Surroundings::look()),
                 hint: Surroundings::look().advice(),
@@ -169,7 +175,7 @@ fn choose(reports: &[AdapterReport], choice: &AdapterChoice) -> Result<usize> {
         Err(_) => reports
             .iter()
             .filter(|r| r.name.to_lowercase().contains(&wanted.to_lowercase()))
-            .min_by_key(|r| rank(r.kind)),
+            .min_by_key(|r| rank(&r.kind)),
     };
     found.map(|r| r.index).ok_or_else(|| Error::NoAdapter {
         what: format!("nothing matches `{wanted}`; found {}", listing()),
@@ -332,7 +338,7 @@ impl Gpu {
 
     /// True for Mesa's driver on the CPU, for which some choices are made.
     pub fn is_lavapipe(&self) -> bool {
-        self.report.name.contains("llvmpipe")
+        self.report.is_lavapipe()
     }
 
     /// True where kernels get their storage in other forms ([`crate::gpu::twins`]).

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 /// The name of lavapipe's number of threads beside the one that calls it.
 pub const LAVAPIPE_THREADS: &str = "LP_NUM_THREADS";
+/// The name of lavapipe's vector width, in bits: 32 to a lane of a subgroup.
+pub const LAVAPIPE_WIDTH: &str = "LP_NATIVE_VECTOR_WIDTH";
 
 /// At most 16, where lavapipe's own threads end: a large machine is not to open dozens of devices.
 fn cores() -> usize {
@@ -42,28 +44,57 @@ impl Load {
     pub fn alone(&self) -> bool {
         self.beyond() <= 16e6 * (1.0 - 1.0 / cores() as f64)
     }
+
+    /// What lavapipe is told before it runs steps of this load, as names and values of the environment: to compute
+    /// small ones in the thread that calls it, and large ones in vectors of 512 bits where the CPU has them
+    /// (docs/performance.md has the measurements). The bits depend on neither.
+    pub fn settings(&self) -> &'static [(&'static str, &'static str)] {
+        match () {
+            () if self.alone() => &[(LAVAPIPE_THREADS, "0")],
+            () if self.all >= WIDE_FROM && has_wide_vectors() => &[WIDE],
+            () => &[],
+        }
+    }
+}
+
+/// FLOPs of a step from which on vectors of 512 bits make it faster.
+const WIDE_FROM: f64 = 250e6;
+/// What lavapipe is told before large steps, where the CPU has vectors of 512 bits.
+pub const WIDE: (&str, &str) = (LAVAPIPE_WIDTH, "512");
+
+/// Whether the CPU computes with vectors of 512 bits: F and what LLVM needs to compile for 32-bit lanes by it.
+pub fn has_wide_vectors() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    let has = is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512vl");
+    #[cfg(not(target_arch = "x86_64"))]
+    let has = false;
+    has
 }
 
 /// Prepares the process for Vulkan drivers, and for a command whose steps have such a load, where it is known.
 /// Called by the binary when there is no other thread; whatever the user has set wins.
 ///
-/// - Small steps keep lavapipe to one thread. The bits do not depend on it.
-/// - Mesa's shader cache takes no notice of `LP_NATIVE_VECTOR_WIDTH`, lavapipe's vector width, and
-///   would hand one width's code to another: a width that the user chose gets a cache of its own.
+/// - lavapipe is told what suits the load ([`Load::settings`]).
+/// - Mesa's shader cache takes no notice of lavapipe's vector width and would hand one width's code to another: a
+///   width that is told has a cache of its own, inside the user's where there is one.
 /// - Without `XDG_RUNTIME_DIR` the loader prints a line that looks like an error and is none.
 pub fn prepare(load: Option<Load>) {
-    if load.is_some_and(|load| load.alone()) {
-        default(LAVAPIPE_THREADS, "0");
+    for (name, value) in load.iter().flat_map(|load| load.settings()) {
+        default(name, value);
     }
-    if let Ok(width) = std::env::var("LP_NATIVE_VECTOR_WIDTH") {
-        let cache = std::env::var_os("XDG_CACHE_HOME")
-            .map(PathBuf::from)
-            .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache")));
+    if let Ok(width) = std::env::var(LAVAPIPE_WIDTH) {
+        let named = |name| std::env::var_os(name).map(PathBuf::from);
+        let cache = named("MESA_SHADER_CACHE_DIR")
+            .or_else(|| named("XDG_CACHE_HOME").map(|cache| cache.join("limbeck")))
+            .or_else(|| named("HOME").map(|home| home.join(".cache/limbeck")));
         if let Some(cache) = cache {
-            let folder = cache.join("limbeck").join(format!("mesa-{width}"));
+            let folder = cache.join(format!("mesa-{width}"));
             // Mesa makes one level itself. Without a cache it is only slower to start.
             let _ = std::fs::create_dir_all(&folder);
-            default("MESA_SHADER_CACHE_DIR", &folder.to_string_lossy());
+            set("MESA_SHADER_CACHE_DIR", &folder.to_string_lossy());
         }
     }
     #[cfg(target_os = "linux")]
@@ -72,11 +103,15 @@ pub fn prepare(load: Option<Load>) {
 
 fn default(name: &str, value: &str) {
     if std::env::var_os(name).is_none() {
-        // SAFETY: changing the environment races with other threads that read it; `prepare` is
-        // called when there is none.
-        #[allow(unsafe_code, reason = "the only way to speak to a driver that is not loaded yet")]
-        unsafe {
-            std::env::set_var(name, value);
-        }
+        set(name, value);
+    }
+}
+
+fn set(name: &str, value: &str) {
+    // SAFETY: changing the environment races with other threads that read it; `prepare` is
+    // called when there is none.
+    #[allow(unsafe_code, reason = "the only way to speak to a driver that is not loaded yet")]
+    unsafe {
+        std::env::set_var(name, value);
     }
 }

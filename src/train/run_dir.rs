@@ -96,7 +96,7 @@ impl Device {
         let profile = Some(&gpu.profile).filter(|p| !p.answers.is_empty());
         Self {
             adapter: r.name.clone(),
-            kind: r.kind.to_owned(),
+            kind: r.kind.to_string(),
             backend: r.backend.clone(),
             driver: r.driver.clone(),
             subgroup: r.subgroup,

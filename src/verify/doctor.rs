@@ -1,10 +1,11 @@
 //! `limbeck doctor`: every kernel variant on every adapter of this machine, held to the reference.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::time::Instant;
 
-use serde::Serialize;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::error::{Error, Result};
 use crate::gpu::device::{self, AdapterChoice, AdapterReport, Gpu};
@@ -35,7 +36,7 @@ pub struct Report {
 }
 
 /// What doctor found on one adapter.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Examined {
     /// What it is and can do.
     pub adapter: AdapterReport,
@@ -52,7 +53,7 @@ pub struct Examined {
 }
 
 /// What can be said of a kernel, or of one variant of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Health {
     /// All as it should be.
@@ -64,10 +65,10 @@ pub enum Health {
 }
 
 /// One kernel on one adapter.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Kernel {
     /// Its name.
-    pub kernel: &'static str,
+    pub kernel: Cow<'static, str>,
     /// The worst of its variants.
     pub verdict: Health,
     /// Each of them.
@@ -75,7 +76,7 @@ pub struct Kernel {
 }
 
 /// One variant of a kernel on one adapter.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Variant {
     /// Its name.
     pub variant: String,
@@ -85,6 +86,7 @@ pub struct Variant {
     pub cases: usize,
     /// The largest error over its bound; at most 1 where the results are right, null where one is
     /// not a finite number.
+    #[serde(deserialize_with = "number")]
     pub worst_ratio: f64,
     /// Two runs gave the same bits.
     pub deterministic: bool,
@@ -93,6 +95,11 @@ pub struct Variant {
     /// The member of the matmul family that it is: others can stand in for it.
     #[serde(skip)]
     member: Option<Choice>,
+}
+
+/// A number, or null for one that JSON cannot say.
+fn number<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<f64, D::Error> {
+    Ok(Option::deserialize(from)?.unwrap_or(f64::NAN))
 }
 
 /// Examines the adapter that `choice` (or the environment) names, or else every one, telling `progress`
@@ -228,7 +235,7 @@ impl Kernel {
             wrong.for_each(|v| v.verdict = Health::Avoid);
         }
         let verdict = variants.iter().map(|v| v.verdict).max().unwrap_or(Health::Fail);
-        Self { kernel, verdict, variants }
+        Self { kernel: kernel.into(), verdict, variants }
     }
 
     fn worst_ratio(&self) -> f64 {
@@ -269,6 +276,13 @@ impl Report {
         }
     }
 
+    /// Takes in what another process found.
+    pub fn add(&mut self, adapters: Vec<Examined>) {
+        self.healthy &= adapters.iter().all(Examined::healthy);
+        self.seconds += adapters.iter().map(|a| a.seconds).sum::<f64>();
+        self.adapters.extend(adapters);
+    }
+
     /// The command's outcome.
     ///
     /// # Errors
@@ -295,7 +309,7 @@ impl Report {
 impl Examined {
     fn complaint(&self) -> String {
         let failed: Vec<&str> =
-            self.kernels.iter().filter(|k| k.verdict == Health::Fail).map(|k| k.kernel).collect();
+            self.kernels.iter().filter(|k| k.verdict == Health::Fail).map(|k| &*k.kernel).collect();
         let what = match (&self.error, failed.is_empty()) {
             (Some(error), _) => error.clone(),
             (None, false) => format!("wrong results from {}", failed.join(", ")),

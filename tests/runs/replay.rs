@@ -32,6 +32,17 @@ fn a_run_is_made_again_from_its_folder() {
     );
 }
 
+/// What the driver is told of a large step, a replay tells it too.
+#[test]
+fn a_large_run_is_made_again_on_the_same_device() {
+    let bench = Bench::new();
+    succeeds(&mut bench.train("run", &["--layers", "64,1024,1024,10", "--steps", "2"]));
+    let (code, report, said) = replay(&bench, "run", &[]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(report["different"].as_array().is_some_and(Vec::is_empty), "{report}");
+    assert_eq!(report["same_weights"], true, "{report}");
+}
+
 #[test]
 fn a_replay_says_what_is_different_and_how_far_it_drifted() {
     let bench = Bench::new();
