@@ -216,7 +216,10 @@ mod tests {
         assert_eq!(settings("train --data d --layers 784,800,800,10 --batch-size 128 --out o"), wide);
         assert_eq!(settings("bench step --shapes hinton"), wide);
         assert!(settings("train --data d --layers 784,100,10 --batch-size 128 --out o").is_empty());
-        assert_eq!(settings("bench step --shapes small"), [(environment::LAVAPIPE_THREADS, "0")]);
+        assert_eq!(settings("bench step --shapes small"), [environment::ALONE]);
+        // Many side by side may be parted among devices, which are told that too.
+        let many = "tune --layers 784,800,800,10 --batch-size 128 --replicas 64 --out o";
+        assert_eq!(settings(many).contains(&environment::WIDE), environment::has_wide_vectors());
     }
 
     #[test]

@@ -49,16 +49,20 @@ impl Load {
     /// small ones in the thread that calls it, and large ones in vectors of 512 bits where the CPU has them
     /// (docs/performance.md has the measurements). The bits depend on neither.
     pub fn settings(&self) -> &'static [(&'static str, &'static str)] {
-        match () {
-            () if self.alone() => &[(LAVAPIPE_THREADS, "0")],
-            () if self.all >= WIDE_FROM && has_wide_vectors() => &[WIDE],
-            () => &[],
+        let (alone, of_a_device) = if self.alone() { (true, self.share) } else { (false, self.all) };
+        match (alone, of_a_device >= WIDE_FROM && has_wide_vectors()) {
+            (true, true) => &[ALONE, WIDE],
+            (true, false) => &[ALONE],
+            (false, true) => &[WIDE],
+            (false, false) => &[],
         }
     }
 }
 
 /// FLOPs of a step from which on vectors of 512 bits make it faster.
 const WIDE_FROM: f64 = 250e6;
+/// What lavapipe is told before steps that it is to compute in the thread that calls it.
+pub const ALONE: (&str, &str) = (LAVAPIPE_THREADS, "0");
 /// What lavapipe is told before large steps, where the CPU has vectors of 512 bits.
 pub const WIDE: (&str, &str) = (LAVAPIPE_WIDTH, "512");
 

@@ -6,8 +6,8 @@
 //! (`image`): a texel for each lane comes without a loop. This is done to what the driver gets, for
 //! every kernel in one place; the shaders say vec4 and mat2x4 and know nothing of it.
 //!
-//! A loop that loads puts the lanes together in a register. Where the subgroup is too wide for one of u64
-//! ([`LANES_OF_PAIRS`]) it does so in memory, at four times the cost: there only what is never loaded goes by pairs.
+//! A loop that loads puts the lanes together in a register. Where a u64 of each lane does not fit one, it does so in
+//! memory, at several times the cost: there only what is never loaded goes by pairs.
 
 use std::collections::HashMap;
 
@@ -376,7 +376,7 @@ mod tests {
     fn where_pairs_do_not_fit_a_register_only_what_is_never_loaded_goes_by_them() {
         let update = "y[i] = x[i]; m[i] = 2.0 * m[i];";
         assert_eq!(touched(&main(update), &[], 16), ["y_pairs", "x", "m"]);
-        assert_eq!(touched(&main(update), &["x"], 16), ["y_pairs", "x_image", "m"]);
+        assert_eq!(touched(&main(update), &["x"], 16), ["x_image", "y_pairs", "m"]);
         for (condition, y) in [("ADD", "y_pairs"), ("!ADD", "y"), ("WAY == 1u", "y_pairs"), ("i > 1u", "y")] {
             let body = format!("if {condition} {{ y[i] += x[i]; }} else {{ y[i] = x[i]; }}");
             let source = format!("const ADD: bool = false; const WAY: u32 = 0u; {}", main(&body));
