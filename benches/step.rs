@@ -19,7 +19,7 @@ const PRODUCTS: [&str; 3] = ["square/1024", "hinton/student-l1", "hinton/d-weigh
 
 fn main() {
     // Before anything starts a thread: it sets what the driver reads.
-    limbeck::gpu::environment::prepare(None);
+    limbeck::gpu::environment::prepare(None, None);
     limbeck::gpu::device::install_panic_hook();
     let gpu = or_exit(Gpu::open(&AdapterChoice::default()));
     eprintln!("adapter: {}", gpu.report.line());

@@ -165,6 +165,19 @@ fn the_driver_s_vector_width_changes_no_bit() {
     }
 }
 
+/// A profile of lavapipe belongs to a vector width, and a run by it has that width.
+#[test]
+fn a_profile_brings_the_vector_width_that_it_was_measured_at() {
+    let bench = Bench::new();
+    let run = |more: &[&str], width| bench.summary(more, "LP_NATIVE_VECTOR_WIDTH", width);
+    let narrow = run(&[], Some("128"));
+    let profile = serde_json::json!({ "schema_version": 1, "adapter": narrow["adapter"], "answers": {} });
+    bench.write("profile.json", profile.to_string().as_bytes());
+    let by_profile = run(&["--profile", &bench.text("profile.json")], None);
+    assert_eq!(by_profile["adapter"], narrow["adapter"]);
+    assert_eq!(by_profile["weights_sha256"], narrow["weights_sha256"]);
+}
+
 /// Logits that no binding holds: micro-batches and batches of evaluation are cut until they fit.
 #[test]
 fn classes_too_wide_for_a_binding() {

@@ -31,6 +31,7 @@ mod train;
 mod tune;
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
@@ -102,7 +103,6 @@ impl Command {
             Self::Sweep(args) => args.load(),
             Self::Tune(args) => Some(args.load()),
             Self::Bench(args) => args.load(),
-            Self::Replay(args) => args.load(),
             _ => None,
         }
     }
@@ -115,8 +115,9 @@ impl Command {
 /// # Errors
 /// Whatever the command met.
 pub fn run() -> Result<()> {
-    let (command, resolved) = parse(std::env::args_os().collect())?;
-    environment::prepare(command.load());
+    let parsed = parse(std::env::args_os().collect())?;
+    parsed.prepare();
+    let Parsed { command, resolved, .. } = parsed;
     match command {
         Command::Demo(args) => demo::run(&args),
         Command::Devices(args) => devices::run(&args),
@@ -138,9 +139,26 @@ pub fn run() -> Result<()> {
     }
 }
 
-/// The command that arguments (the program's name first) and the file they name amount to, and what it
-/// is told in the end. What clap refuses ends the process.
-fn parse(args: Vec<OsString>) -> Result<(Command, Result<Resolved>)> {
+/// What arguments and the file they name amount to.
+struct Parsed {
+    command: Command,
+    /// What it is told in the end.
+    resolved: Result<Resolved>,
+    profile: Option<PathBuf>,
+}
+
+impl Parsed {
+    /// Tells drivers what suits the command, or the run that it makes again.
+    fn prepare(&self) {
+        match &self.command {
+            Command::Replay(args) if let Some(again) = args.parsed() => again.prepare(),
+            command => environment::prepare(command.load(), self.profile.as_deref()),
+        }
+    }
+}
+
+/// Parses arguments, the program's name first. What clap refuses ends the process.
+fn parse(args: Vec<OsString>) -> Result<Parsed> {
     let mut cli = Cli::command();
     let expanded = options::expand(&cli, args)?;
     let parsed = cli.try_get_matches_from_mut(&expanded.args);
@@ -153,13 +171,15 @@ fn parse(args: Vec<OsString>) -> Result<(Command, Result<Resolved>)> {
     });
     let own = matches.subcommand().and_then(|(name, own)| Some((cli.find_subcommand(name)?, own)));
     let (command, own) = own.ok_or_else(|| Error::usage("command", "one", "none"))?;
-    Ok((parsed.command, Resolved::of(command, own)))
+    // Not every command has a device.
+    let profile = own.try_get_one::<PathBuf>("profile").ok().flatten().cloned();
+    Ok(Parsed { command: parsed.command, resolved: Resolved::of(command, own), profile })
 }
 
 /// Runs `train` or `distill` as `args` say, which has to be on what `record` was on. Gives the hash of
 /// the weights and the record of this run.
 fn rerun(args: Vec<OsString>, record: &Record) -> Result<(String, Record)> {
-    let (command, resolved) = parse(args)?;
+    let Parsed { command, resolved, .. } = parse(args)?;
     let outcome = match command {
         Command::Train(args) => train::run(&args, &resolved?, Some(record))?,
         Command::Distill(args) => distill::run(&args, &resolved?, Some(record))?,
@@ -175,7 +195,7 @@ mod tests {
 
     fn load(line: &str) -> Option<Load> {
         let args = ["limbeck"].into_iter().chain(line.split_whitespace());
-        parse(args.map(OsString::from).collect()).expect("a command").0.load()
+        parse(args.map(OsString::from).collect()).expect("a command").command.load()
     }
 
     fn alone(line: &str) -> bool {

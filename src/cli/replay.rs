@@ -4,10 +4,10 @@ use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::cli::Parsed;
 use crate::cli::common::DeviceArgs;
 use crate::cli::options;
 use crate::error::{Error, Result};
-use crate::gpu::environment::Load;
 use crate::mlp::weights::{Model, ReadOptions};
 use crate::report::metrics_file::MetricsFile;
 use crate::train::run_dir::{Device, Record, SUMMARY};
@@ -81,10 +81,10 @@ impl Summary {
 }
 
 impl Args {
-    /// Of the run, where it can be read.
-    pub fn load(&self) -> Option<Load> {
+    /// The run's command, where it can be read.
+    pub(super) fn parsed(&self) -> Option<Parsed> {
         let record = Record::load(&self.run).ok()?;
-        crate::cli::parse(self.again(&record, Path::new("again"))).ok()?.0.load()
+        crate::cli::parse(self.again(&record, Path::new("again"))).ok()
     }
 
     /// The arguments that run `record` again into `out`.

@@ -1,6 +1,8 @@
 //! What drivers read from the environment when they are loaded, set before the first one is.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use crate::gpu::profile::Profile;
 
 /// The name of lavapipe's number of threads beside the one that calls it.
 pub const LAVAPIPE_THREADS: &str = "LP_NUM_THREADS";
@@ -78,14 +80,18 @@ pub fn has_wide_vectors() -> bool {
     has
 }
 
-/// Prepares the process for Vulkan drivers, and for a command whose steps have such a load, where it is known.
+/// Prepares the process for Vulkan drivers, and for a command whose steps have such a load, where it is known, by that
+/// profile, where there is one.
 /// Called by the binary when there is no other thread; whatever the user has set wins.
 ///
-/// - lavapipe is told what suits the load ([`Load::settings`]).
+/// - lavapipe is told the vector width that a profile of it belongs to, and what suits the load ([`Load::settings`]).
 /// - Mesa's shader cache takes no notice of lavapipe's vector width and would hand one width's code to another: a
 ///   width that is told has a cache of its own, inside the user's where there is one.
 /// - Without `XDG_RUNTIME_DIR` the loader prints a line that looks like an error and is none.
-pub fn prepare(load: Option<Load>) {
+pub fn prepare(load: Option<Load>, profile: Option<&Path>) {
+    if let Some(width) = profile.and_then(Profile::width) {
+        default(LAVAPIPE_WIDTH, &width);
+    }
     for (name, value) in load.iter().flat_map(|load| load.settings()) {
         default(name, value);
     }

@@ -51,6 +51,15 @@ impl Profile {
         Ok(profile)
     }
 
+    /// The vector width in bits at which lavapipe was measured, as its name says it: nothing for other drivers, and
+    /// for a file that is no profile, which is refused when it is loaded.
+    pub fn width(path: &Path) -> Option<String> {
+        let profile: Self = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
+        let (words, _) = profile.adapter.split_once("llvmpipe (")?.1.split_once(" bits)")?;
+        let width = words.rsplit(' ').next()?;
+        width.parse::<u32>().is_ok().then(|| width.to_owned())
+    }
+
     /// The file's text.
     pub fn to_json(&self) -> String {
         serde_json::to_string_pretty(self).expect("text and numbers always serialise") + "\n"
