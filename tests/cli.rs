@@ -152,11 +152,8 @@ fn the_driver_s_vector_width_changes_no_bit() {
     let run = |width| bench.summary(&large, "LP_NATIVE_VECTOR_WIDTH", width);
     let wide = run(None);
     let adapter = wide["adapter"].as_str().expect("an adapter");
-    #[cfg(target_arch = "x86_64")]
-    let has_wide = is_x86_feature_detected!("avx512f");
-    #[cfg(not(target_arch = "x86_64"))]
-    let has_wide = false;
-    assert_eq!(adapter.contains("512 bits"), has_wide && adapter.contains("llvmpipe"), "{adapter}");
+    let is_wide = limbeck::gpu::environment::has_wide_vectors() && adapter.contains("llvmpipe");
+    assert_eq!(adapter.contains("512 bits"), is_wide, "{adapter}");
     for width in ["128", "256"] {
         let other = run(Some(width));
         let adapter = other["adapter"].as_str().expect("an adapter");

@@ -1,14 +1,13 @@
 //! `limbeck bench`
 
 use std::collections::BTreeMap;
-use std::process::Stdio;
 
 use clap::Subcommand;
 use serde::Deserialize;
 
 use crate::bench::step::{DispatchTime, Pair};
 use crate::bench::{Record, head, matmul, peak, step};
-use crate::cli::common::DeviceArgs;
+use crate::cli::common::{DeviceArgs, in_another_process};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::gpu::environment::Load;
@@ -149,10 +148,10 @@ fn is_apart(gpu: &Gpu, pair: &Pair) -> bool {
 fn measure_apart(args: &Args, compare: bool, pairs: &[&Pair]) -> Result<Measured> {
     let failed = |e: &dyn std::fmt::Display| Error::Run(format!("limbeck bench of pairs apart: {e}"));
     let names: Vec<_> = pairs.iter().map(|p| p.name).collect();
-    let mut command = std::process::Command::new(std::env::current_exe().map_err(|e| failed(&e))?);
-    command.args(["bench", "step", "--json", "--shapes", &names.join(",")]).args(args.device.given());
-    command.args(compare.then_some("--compare")).stderr(Stdio::inherit());
-    let output = command.output().map_err(|e| failed(&e))?;
+    let names = names.join(",");
+    let mut call = vec!["bench", "step", "--json", "--shapes", &names];
+    call.extend(compare.then_some("--compare"));
+    let output = in_another_process(&call, &args.device, None).map_err(|e| failed(&e))?;
     match output.status.success() {
         true => serde_json::from_slice(&output.stdout).map_err(|e| failed(&e)),
         false => Err(failed(&output.status)),

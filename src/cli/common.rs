@@ -22,6 +22,20 @@ use crate::train::schedule::{Schedule, Schedules};
 use crate::train::{Length, Recipe};
 use crate::verify::doctor::screen;
 
+/// Runs limbeck with these arguments in a process of its own, for what drivers are told when they are loaded; it speaks
+/// on our stderr.
+///
+/// # Errors
+/// Where it cannot be started.
+pub fn in_another_process(
+    args: &[&str],
+    device: &DeviceArgs,
+    told: Option<(&str, &str)>,
+) -> std::io::Result<std::process::Output> {
+    let mut command = std::process::Command::new(std::env::current_exe()?);
+    command.args(args).args(device.given()).envs(told).stderr(std::process::Stdio::inherit()).output()
+}
+
 #[derive(Args, Clone)]
 #[command(next_help_heading = "Device")]
 pub struct DeviceArgs {

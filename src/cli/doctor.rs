@@ -1,10 +1,8 @@
 //! `limbeck doctor`
 
-use std::process::Stdio;
-
 use serde::Deserialize;
 
-use crate::cli::common::DeviceArgs;
+use crate::cli::common::{DeviceArgs, in_another_process};
 use crate::error::{Error, Result};
 use crate::gpu::environment::{self, WIDE};
 use crate::verify::doctor::{self, Examined, Report};
@@ -53,10 +51,8 @@ fn examine_wide(args: &Args, report: &mut Report) -> Result<()> {
         eprintln!("checking {} in vectors of {width} bits, as large steps have them", adapter.name);
     }
     let failed = |e: &dyn std::fmt::Display| Error::Run(format!("limbeck doctor with {name}={width}: {e}"));
-    let mut command = std::process::Command::new(std::env::current_exe().map_err(|e| failed(&e))?);
-    command.args(["doctor", "--json"]).args(args.device.on(adapter.index).given());
-    command.env(name, width).stderr(Stdio::inherit());
-    let output = command.output().map_err(|e| failed(&e))?;
+    let device = args.device.on(adapter.index);
+    let output = in_another_process(&["doctor", "--json"], &device, Some(WIDE)).map_err(|e| failed(&e))?;
     // Where it found something wrong it says so in the report and by its status; without a report only by that.
     let found: Found = serde_json::from_slice(&output.stdout).map_err(|_| failed(&output.status))?;
     report.add(found.adapters);

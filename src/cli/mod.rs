@@ -231,7 +231,7 @@ mod tests {
 
     #[test]
     fn only_large_steps_widen_the_vectors_of_lavapipe() {
-        let settings = |line: &str| load(line).map_or(&[][..], |load| load.settings());
+        let settings = |line: &str| load(line).map_or(Vec::new(), |load| load.settings());
         let wide: &[_] = if environment::has_wide_vectors() { &[environment::WIDE] } else { &[] };
         assert_eq!(settings("train --data d --layers 784,800,800,10 --batch-size 128 --out o"), wide);
         assert_eq!(settings("bench step --shapes hinton"), wide);

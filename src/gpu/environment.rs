@@ -7,7 +7,7 @@ use crate::gpu::profile::Profile;
 /// The name of lavapipe's number of threads beside the one that calls it.
 pub const LAVAPIPE_THREADS: &str = "LP_NUM_THREADS";
 /// The name of lavapipe's vector width, in bits: 32 to a lane of a subgroup.
-pub const LAVAPIPE_WIDTH: &str = "LP_NATIVE_VECTOR_WIDTH";
+const LAVAPIPE_WIDTH: &str = "LP_NATIVE_VECTOR_WIDTH";
 
 /// At most 16, where lavapipe's own threads end: a large machine is not to open dozens of devices.
 fn cores() -> usize {
@@ -50,14 +50,11 @@ impl Load {
     /// What lavapipe is told before it runs steps of this load, as names and values of the environment: to compute
     /// small ones in the thread that calls it, and large ones in vectors of 512 bits where the CPU has them
     /// (docs/performance.md has the measurements). The bits depend on neither.
-    pub fn settings(&self) -> &'static [(&'static str, &'static str)] {
-        let (alone, of_a_device) = if self.alone() { (true, self.share) } else { (false, self.all) };
-        match (alone, of_a_device >= WIDE_FROM && has_wide_vectors()) {
-            (true, true) => &[ALONE, WIDE],
-            (true, false) => &[ALONE],
-            (false, true) => &[WIDE],
-            (false, false) => &[],
-        }
+    pub fn settings(&self) -> Vec<(&'static str, &'static str)> {
+        let alone = self.alone();
+        let of_a_device = if alone { self.share } else { self.all };
+        let wide = of_a_device >= WIDE_FROM && has_wide_vectors();
+        [alone.then_some(ALONE), wide.then_some(WIDE)].into_iter().flatten().collect()
     }
 }
 
@@ -81,8 +78,7 @@ pub fn has_wide_vectors() -> bool {
 }
 
 /// Prepares the process for Vulkan drivers, and for a command whose steps have such a load, where it is known, by that
-/// profile, where there is one.
-/// Called by the binary when there is no other thread; whatever the user has set wins.
+/// profile, where there is one. Called by the binary when there is no other thread; whatever the user has set wins.
 ///
 /// - lavapipe is told the vector width that a profile of it belongs to, and what suits the load ([`Load::settings`]).
 /// - Mesa's shader cache takes no notice of lavapipe's vector width and would hand one width's code to another: a

@@ -166,10 +166,13 @@ fn twin(var: &GlobalVariable, Text { load, store }: Text) -> String {
         .replace("WIDTH", &image::WIDTH.to_string())
 }
 
+fn functions(module: &Module) -> impl Iterator<Item = &Function> {
+    module.functions.iter().map(|(_, f)| f).chain(module.entry_points.iter().map(|e| &e.function))
+}
+
 /// Whether no shader asks the length of the array `var`, an element by a constant index, or a part of one.
 fn taken_whole(module: &Module, var: Handle<GlobalVariable>) -> bool {
-    let entry_points = module.entry_points.iter().map(|e| &e.function);
-    module.functions.iter().map(|(_, f)| f).chain(entry_points).all(|f| {
+    functions(module).all(|f| {
         let is_var = |e: Handle<Expression>| f.expressions[e] == Expression::GlobalVariable(var);
         let is_element = |e| matches!(f.expressions[e], Expression::Access { base, .. } if is_var(base));
         f.expressions.iter().all(|(_, e)| match *e {
@@ -184,8 +187,7 @@ fn taken_whole(module: &Module, var: Handle<GlobalVariable>) -> bool {
 /// Whether a shader may load an element of the array `var`: not by what stands under a constant condition that
 /// does not hold.
 fn is_loaded(module: &Module, var: Handle<GlobalVariable>) -> bool {
-    let entry_points = module.entry_points.iter().map(|e| &e.function);
-    module.functions.iter().map(|(_, f)| f).chain(entry_points).any(|f| {
+    functions(module).any(|f| {
         let is_load = |e: Handle<Expression>| {
             let Expression::Load { pointer } = f.expressions[e] else { return false };
             let Expression::Access { base, .. } = f.expressions[pointer] else { return false };
