@@ -1,12 +1,16 @@
 // C[r] = epilogue(op(A[r]) . op(B[r])): the contract of matmul_plain, for GPUs.
 //
-// A workgroup of GROUP_ROWS by GROUP_COLS invocations computes ROWS * GROUP_ROWS rows by 4 * COL_VECS * GROUP_COLS
-// columns of C. TILE_K columns of op(A) and rows of op(B) at a time go to workgroup memory, in 4x4 blocks that are
-// loaded as vec4 whichever way the operand is stored, and transposed in registers where it is needed.
-// An invocation's rows lie GROUP_ROWS apart and its vec4 columns GROUP_COLS apart, and the rows of both tiles are
-// padded by one vec4, so that neighbours read neighbouring banks.
+// A workgroup computes ROWS * GROUP_ROWS rows by 4 * COL_VECS * GROUP_COLS columns of C. TILE_K columns of op(A) and
+// rows of op(B) at a time go to workgroup memory, in 4x4 blocks that are loaded as vec4 whichever way the operand is
+// stored, and transposed in registers where it is needed. The next blocks are on their way from memory while the
+// present ones are multiplied.
+// SLICES times GROUP_ROWS by GROUP_COLS invocations share the k of a round: where C has few tiles, a processor with
+// one workgroup has work for more of its lanes. Their sums are added at the end, in order.
+// Neighbours write and read neighbouring banks of workgroup memory: the rows of both tiles are padded by one vec4,
+// and row 4 i + j of a tile lies in place i of the j-th quarter. An invocation's places in C lie GROUP_ROWS apart and
+// its vec4 columns GROUP_COLS apart.
 //
-// ROWS * GROUP_ROWS and TILE_K are multiples of 4. The products over k are added in ascending k.
+// ROWS * GROUP_ROWS is a multiple of 4, TILE_K of 4 * SLICES. Each slice adds its products in ascending k.
 // Reference: reference::matmul. Host: src/kernels/matmul.rs.
 
 struct Params {
@@ -27,6 +31,7 @@ const ROWS: u32 = 8u;
 const COL_VECS: u32 = 2u;
 const GROUP_ROWS: u32 = 8u;
 const GROUP_COLS: u32 = 8u;
+const SLICES: u32 = 1u;
 const TILE_K: u32 = 16u;
 const SPLITS: u32 = 1u;
 const TRANSPOSE_A: bool = false;
@@ -37,11 +42,21 @@ const KEEP: bool = false;
 const ROW_SUMS: bool = false;
 const ACTIVATION: u32 = 0u;
 const MASK: u32 = 0u;
-const INVOCATIONS: u32 = GROUP_ROWS * GROUP_COLS;
+const LANES: u32 = GROUP_ROWS * GROUP_COLS;
+const INVOCATIONS: u32 = SLICES * LANES;
 const TILE_M: u32 = ROWS * GROUP_ROWS;
 const TILE_N: u32 = 4u * COL_VECS * GROUP_COLS;
 const A_PITCH: u32 = TILE_K / 4u + 1u;
 const B_PITCH: u32 = TILE_N / 4u + 1u;
+// 4x4 blocks of a round, and how many of them an invocation brings.
+const A_BLOCKS: u32 = TILE_M / 4u * (TILE_K / 4u);
+const BLOCKS: u32 = A_BLOCKS + TILE_N / 4u * (TILE_K / 4u);
+const LOADS: u32 = (BLOCKS + INVOCATIONS - 1u) / INVOCATIONS;
+const SLICE_VECS: u32 = TILE_K / 4u / SLICES;
+// The tile of op(B) follows that of op(A); after the last round the sums and row sums of a slice lie there.
+const B_TILE: u32 = TILE_M * A_PITCH;
+const SUMS: u32 = ROWS * COL_VECS * LANES;
+const MEMORY: u32 = max(B_TILE + TILE_K * B_PITCH, min(SLICES - 1u, 1u) * (SUMS + TILE_M));
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> a: array<vec4<f32>>;
@@ -52,8 +67,7 @@ const B_PITCH: u32 = TILE_N / 4u + 1u;
 @group(0) @binding(6) var<storage, read_write> extra: array<f32>;
 
 // Rows of op(A), four k to the vec4; rows of op(B), four columns to the vec4.
-var<workgroup> a_tile: array<vec4<f32>, TILE_M * A_PITCH>;
-var<workgroup> b_tile: array<vec4<f32>, TILE_K * B_PITCH>;
+var<workgroup> tiles: array<vec4<f32>, MEMORY>;
 
 // --- epilogue: the same text in every vec4 member of the family, held equal by a test
 
@@ -159,58 +173,88 @@ fn load_b(base: u32, col: u32, k_vec: u32, k_end: u32) -> mat4x4<f32> {
     return block;
 }
 
+// Where a workgroup's operands lie: their replicas in vec4, its tile of C, and the end of its k in vec4.
+struct Tile {
+    a_base: u32, b_base: u32,
+    row: u32, col: u32,
+    k_end: u32,
+}
+
+// Row or column and k, in vec4, of a block. Neighbours load along the direction in which the operand is stored.
+fn place(block: u32, blocks: u32, along_k: bool) -> vec2<u32> {
+    if along_k {
+        return vec2<u32>(block / (TILE_K / 4u) * 4u, block % (TILE_K / 4u));
+    }
+    return vec2<u32>(block % blocks * 4u, block / blocks);
+}
+
+// The invocation's blocks of the round that begins at k.
+fn fetch(tile: Tile, invocation: u32, k: u32) -> array<mat4x4<f32>, LOADS> {
+    var blocks: array<mat4x4<f32>, LOADS>;
+    for (var i = 0u; i < LOADS; i++) {
+        let block = invocation + i * INVOCATIONS;
+        if block < A_BLOCKS {
+            let at = place(block, TILE_M / 4u, !TRANSPOSE_A);
+            blocks[i] = load_a(tile.a_base, tile.row + at.x, k + at.y, tile.k_end);
+        } else if block < BLOCKS {
+            let at = place(block - A_BLOCKS, TILE_N / 4u, TRANSPOSE_B);
+            blocks[i] = load_b(tile.b_base, tile.col + at.x, k + at.y, tile.k_end);
+        }
+    }
+    return blocks;
+}
+
+fn put(blocks: array<mat4x4<f32>, LOADS>, invocation: u32) {
+    for (var i = 0u; i < LOADS; i++) {
+        let block = invocation + i * INVOCATIONS;
+        let x = blocks[i];
+        if block < A_BLOCKS {
+            let at = place(block, TILE_M / 4u, !TRANSPOSE_A);
+            for (var j = 0u; j < 4u; j++) { tiles[(j * (TILE_M / 4u) + at.x / 4u) * A_PITCH + at.y] = x[j]; }
+        } else if block < BLOCKS {
+            let at = place(block - A_BLOCKS, TILE_N / 4u, TRANSPOSE_B);
+            for (var j = 0u; j < 4u; j++) { tiles[B_TILE + (j * (TILE_K / 4u) + at.y) * B_PITCH + at.x / 4u] = x[j]; }
+        }
+    }
+}
+
 @compute @workgroup_size(INVOCATIONS)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) invocation: u32) {
     let replica = group.z / SPLITS;
     let split = group.z % SPLITS;
-    let tile_row = params.row_start + group.y * TILE_M;
-    let tile_col = params.col_start + group.x * TILE_N;
-    let a_base = replica * params.a_replica / 4u;
-    let b_base = replica * params.b_replica / 4u;
+    var tile: Tile;
+    tile.a_base = replica * params.a_replica / 4u;
+    tile.b_base = replica * params.b_replica / 4u;
+    tile.row = params.row_start + group.y * TILE_M;
+    tile.col = params.col_start + group.x * TILE_N;
+    let slice = invocation / LANES;
+    let lane = invocation % LANES;
     let my_row = lane / GROUP_COLS;
     let my_col = lane % GROUP_COLS;
-    // In units of four k.
     var k_start = 0u;
-    var k_end = (params.k + 3u) / 4u;
+    tile.k_end = (params.k + 3u) / 4u;
     if SPLITS > 1u {
         k_start = split * params.k_chunk / 4u;
-        k_end = min(k_end, k_start + params.k_chunk / 4u);
+        tile.k_end = min(tile.k_end, k_start + params.k_chunk / 4u);
     }
 
     var sums: array<array<vec4<f32>, COL_VECS>, ROWS>;
     var row_sums: array<vec4<f32>, ROWS>;
-    for (var k = k_start; k < k_end; k += TILE_K / 4u) {
-        // Neighbours load along the direction in which the operand is stored.
-        for (var block = lane; block < TILE_M / 4u * (TILE_K / 4u); block += INVOCATIONS) {
-            var row = block / (TILE_K / 4u) * 4u;
-            var k_vec = block % (TILE_K / 4u);
-            if TRANSPOSE_A {
-                row = block % (TILE_M / 4u) * 4u;
-                k_vec = block / (TILE_M / 4u);
-            }
-            let x = load_a(a_base, tile_row + row, k + k_vec, k_end);
-            for (var j = 0u; j < 4u; j++) { a_tile[(row + j) * A_PITCH + k_vec] = x[j]; }
-        }
-        for (var block = lane; block < TILE_N / 4u * (TILE_K / 4u); block += INVOCATIONS) {
-            var col = block % (TILE_N / 4u) * 4u;
-            var k_vec = block / (TILE_N / 4u);
-            if TRANSPOSE_B {
-                col = block / (TILE_K / 4u) * 4u;
-                k_vec = block % (TILE_K / 4u);
-            }
-            let x = load_b(b_base, tile_col + col, k + k_vec, k_end);
-            for (var j = 0u; j < 4u; j++) { b_tile[(4u * k_vec + j) * B_PITCH + col / 4u] = x[j]; }
-        }
+    var next = fetch(tile, invocation, k_start);
+    for (var k = k_start; k < tile.k_end; k += TILE_K / 4u) {
+        put(next, invocation);
         workgroupBarrier();
-        for (var k_vec = 0u; k_vec < TILE_K / 4u; k_vec++) {
+        next = fetch(tile, invocation, k + TILE_K / 4u);
+        for (var n = 0u; n < SLICE_VECS; n++) {
+            let k_vec = slice * SLICE_VECS + n;
             var b_k: array<array<vec4<f32>, 4>, COL_VECS>;
             for (var v = 0u; v < COL_VECS; v++) {
                 for (var j = 0u; j < 4u; j++) {
-                    b_k[v][j] = b_tile[(4u * k_vec + j) * B_PITCH + v * GROUP_COLS + my_col];
+                    b_k[v][j] = tiles[B_TILE + (j * (TILE_K / 4u) + k_vec) * B_PITCH + v * GROUP_COLS + my_col];
                 }
             }
             for (var i = 0u; i < ROWS; i++) {
-                let x = a_tile[(i * GROUP_ROWS + my_row) * A_PITCH + k_vec];
+                let x = tiles[(i * GROUP_ROWS + my_row) * A_PITCH + k_vec];
                 if ROW_SUMS { row_sums[i] += x; }
                 for (var v = 0u; v < COL_VECS; v++) {
                     for (var j = 0u; j < 4u; j++) {
@@ -222,16 +266,37 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         workgroupBarrier();
     }
 
+    for (var other = 1u; other < SLICES; other++) {
+        if slice == other {
+            for (var i = 0u; i < ROWS; i++) {
+                for (var v = 0u; v < COL_VECS; v++) { tiles[(i * COL_VECS + v) * LANES + lane] = sums[i][v]; }
+                if ROW_SUMS && my_col == 0u { tiles[SUMS + i * GROUP_ROWS + my_row] = row_sums[i]; }
+            }
+        }
+        workgroupBarrier();
+        if slice == 0u {
+            for (var i = 0u; i < ROWS; i++) {
+                for (var v = 0u; v < COL_VECS; v++) { sums[i][v] += tiles[(i * COL_VECS + v) * LANES + lane]; }
+                if ROW_SUMS && my_col == 0u { row_sums[i] += tiles[SUMS + i * GROUP_ROWS + my_row]; }
+            }
+        }
+        workgroupBarrier();
+    }
+    if slice > 0u {
+        return;
+    }
+
     var shifts: array<vec4<f32>, COL_VECS>;
     for (var v = 0u; v < COL_VECS; v++) {
-        shifts[v] = bias_of(replica, tile_col + (v * GROUP_COLS + my_col) * 4u);
+        shifts[v] = bias_of(replica, tile.col + (v * GROUP_COLS + my_col) * 4u);
     }
     for (var i = 0u; i < ROWS; i++) {
-        let row = tile_row + i * GROUP_ROWS + my_row;
+        let at = i * GROUP_ROWS + my_row;
+        let row = tile.row + at % (TILE_M / 4u) * 4u + at / (TILE_M / 4u);
         for (var v = 0u; v < COL_VECS; v++) {
-            finish(replica, split, row, tile_col + (v * GROUP_COLS + my_col) * 4u, sums[i][v], shifts[v]);
+            finish(replica, split, row, tile.col + (v * GROUP_COLS + my_col) * 4u, sums[i][v], shifts[v]);
         }
-        if ROW_SUMS && tile_col == 0u && my_col == 0u {
+        if ROW_SUMS && tile.col == 0u && my_col == 0u {
             let sum = row_sums[i];
             finish_row_sum(replica, split, row, sum.x + sum.y + sum.z + sum.w);
         }

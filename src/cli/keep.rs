@@ -9,6 +9,7 @@ use clap::{Args, ValueEnum};
 use crate::cli::options::CALL;
 use crate::distill::step::Guard;
 use crate::error::{Error, Result};
+use crate::gpu::environment;
 use crate::train::session::Settings;
 use crate::train::stop::Every;
 
@@ -77,7 +78,7 @@ pub fn interruptions() -> Result<&'static AtomicBool> {
     let set = SET.get_or_init(|| {
         ctrlc::set_handler(|| {
             if ASKED.swap(true, Ordering::Relaxed) {
-                std::process::exit(130);
+                environment::exit_at_once(130);
             }
             eprintln!("interrupted: finishing the step and saving a checkpoint; once more to end at once");
         })

@@ -12,7 +12,7 @@ pub(crate) const EXPECTED: &[(&str, usize)] = &[
     ("dropout", 2),
     ("matmul_plain", 19),
     ("matmul_vec4", 23),
-    ("matmul_tile", 69),
+    ("matmul_tile", 92),
     ("matmul_subgroup", 230),
     ("matmul_reduce", 15),
     ("ensemble", 12),

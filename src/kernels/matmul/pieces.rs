@@ -163,7 +163,7 @@ mod tests {
         let gpu = open();
         for choice in Choice::all(&gpu) {
             // The tiles that drivers compile soonest, one of each member.
-            if !["plain", "vec4-32x32", "tile-32x32", "subgroup8-16x64"].contains(&choice.variant.name) {
+            if !["plain", "vec4-32x32", "tile4-16x16", "subgroup8-16x64"].contains(&choice.variant.name) {
                 continue;
             }
             let tiles = 203_usize.div_ceil(choice.variant.tile[0] as usize);
