@@ -60,7 +60,8 @@ impl Surroundings {
                 node.display()
             );
         }
-        let is_nvidia = |d: &PathBuf| d.file_name().is_some_and(|n| n.to_string_lossy().starts_with("nvidia"));
+        let is_nvidia =
+            |d: &PathBuf| d.file_name().is_some_and(|n| n.to_string_lossy().starts_with("nvidia"));
         if self.loader.is_some() && self.drivers.iter().any(|d| is_nvidia(d) && d.exists()) {
             // Seen with 580.159 in a container: it loads, and offers no vkCreateInstance.
             return "NVIDIA's driver is there and does not start; without a display it still needs GLVND: \
@@ -95,7 +96,8 @@ mod tests {
     fn a_driver_of_nvidia_that_does_not_start_is_told_from_none() {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let manifest = dir.path().join("nvidia_icd.json");
-        let found = |drivers| Surroundings { loader: Some("libvulkan.so.1".into()), drivers, render_nodes: vec![] };
+        let found =
+            |drivers| Surroundings { loader: Some("libvulkan.so.1".into()), drivers, render_nodes: vec![] };
         assert!(found(vec![manifest.clone()]).advice().contains("mesa-vulkan-drivers"), "it is not there");
         std::fs::write(&manifest, "{}").expect("written");
         assert!(found(vec![manifest]).advice().contains("libegl1"));
