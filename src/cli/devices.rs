@@ -2,8 +2,8 @@
 
 use crate::cli::common::DeviceArgs;
 use crate::error::{Error, Result};
-use crate::gpu::device;
 use crate::gpu::surroundings::Surroundings;
+use crate::gpu::{Gpu, adapter};
 use crate::report::table;
 
 /// Lists every adapter with its limits and features; `*` marks the one that a run would take.
@@ -18,7 +18,7 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Result<()> {
     let choice = args.device.choice();
-    let adapters = device::list(&choice)?;
+    let adapters = adapter::list(&choice)?;
     let surroundings = Surroundings::look();
     if args.json {
         println!(
@@ -70,7 +70,7 @@ pub fn run(args: &Args) -> Result<()> {
         return Ok(());
     }
     // Nothing usable is exit code 3, with the reason that a run would give.
-    match device::Gpu::open(&choice) {
+    match Gpu::open(&choice) {
         Err(e) => Err(e),
         Ok(_) => Err(Error::Run("the adapters changed while they were listed".to_owned())),
     }

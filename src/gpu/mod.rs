@@ -3,6 +3,7 @@
 //! Every wgpu literal of the crate stands in this room, since wgpu's descriptors gain fields
 //! every quarter, and so does every `unsafe` block.
 
+pub mod adapter;
 pub mod device;
 pub mod environment;
 mod image;
@@ -15,7 +16,8 @@ pub mod surroundings;
 pub mod tensor;
 pub mod twins;
 
-pub use device::{AdapterChoice, Gpu};
+pub use adapter::AdapterChoice;
+pub use device::Gpu;
 pub use pipeline::{Constant, Kernel};
 pub use plan::{Call, Plan};
 pub use program::Program;

@@ -10,7 +10,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::gpu::device::AdapterReport;
+use crate::gpu::adapter::AdapterReport;
 
 const SCHEMA: u32 = 1;
 

@@ -8,8 +8,9 @@ use std::time::Instant;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::error::{Error, Result};
-use crate::gpu::device::{self, AdapterChoice, AdapterReport, Gpu};
+use crate::gpu::adapter::{self, AdapterReport};
 use crate::gpu::surroundings::Surroundings;
+use crate::gpu::{AdapterChoice, Gpu};
 use crate::gpu::{Plan, Tensor};
 use crate::kernels::matmul::Choice;
 use crate::kernels::metrics;
@@ -110,7 +111,7 @@ fn number<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<f64, D::Err
 /// without any adapter gets its report, whose [`Report::outcome`] is the error.
 pub fn run(choice: &AdapterChoice, mut progress: impl FnMut(&str)) -> Result<Report> {
     let began = Instant::now();
-    let adapters = device::list(choice)?;
+    let adapters = adapter::list(choice)?;
     let named = choice.adapter.is_some() || std::env::var("WGPU_ADAPTER_NAME").is_ok_and(|n| !n.is_empty());
     let chosen: Vec<AdapterReport> = adapters.into_iter().filter(|a| a.chosen || !named).collect();
     if chosen.is_empty() && named {

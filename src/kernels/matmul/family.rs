@@ -303,7 +303,10 @@ impl Question {
         };
         let fallback = || &VARIANTS[1]; // vec4: needs nothing of a device
         let variant = named(name).filter(|v| v.runs_on(gpu)).unwrap_or_else(fallback);
-        let splits = if name == "tile4-16x16" && k >= 512 { 4 } else { 1 };
+        // A GPU with a handful of tiles and long sums: parts of K keep more of it at work.
+        let [rows, cols] = variant.tile.map(|n| n as usize);
+        let tiles = replicas * m.div_ceil(rows) * n.div_ceil(cols);
+        let splits = if !software && tiles <= 32 && k >= 512 { 4 } else { 1 };
         Choice { variant, splits }
     }
 }
