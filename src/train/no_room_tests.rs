@@ -3,10 +3,12 @@
 use super::*;
 use crate::data::Elements;
 use crate::distill::Member;
+use crate::distill::step::{Guard, Loss};
 use crate::gpu::AdapterChoice;
 use crate::kernels::ensemble::Rule;
 use crate::kernels::matmul::Activation;
 use crate::mlp::weights::Initializer;
+use crate::train::schedule::Schedules;
 
 /// Trains on 4000 rows of 8 floats, 128,000 bytes, and logits of half of that, on a device whose largest
 /// buffer has so many bytes, and says whether the rows and the logits were streamed.
