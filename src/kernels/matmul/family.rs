@@ -269,44 +269,83 @@ impl Question {
         in_order.find(|c| c.reaches(self.k) && !gpu.avoids(&c.text())).unwrap_or(built_in)
     }
 
-    /// The default: a pure function of the device class and the shape, as measured (docs/performance.md): for GPUs
-    /// on an H200. There a product of few tiles waits for memory and not for its sums, so the fewer tiles, the
-    /// smaller they are and the more slices share their k.
+    /// The default: a pure function of the device class and the shape, as measured (docs/performance.md).
     fn built_in(&self, gpu: &Gpu) -> Choice {
+        let (name, splits) =
+            if gpu.report.kind == "software" { (self.on_software(gpu), 1) } else { self.on_gpu() };
+        let fallback = || &VARIANTS[1]; // vec4: needs nothing of a device
+        Choice { variant: named(name).filter(|v| v.runs_on(gpu)).unwrap_or_else(fallback), splits }
+    }
+
+    /// For GPUs, as measured on an H200: a product of few tiles waits for memory and not for its sums, so the fewer
+    /// tiles, the smaller they are and the more slices share their k.
+    ///
+    /// Slices and parts of K decide in which order a sum is made. So the replicas have no say, for a student of a
+    /// sweep has the bits that it has alone; nor, going forward, have the rows, for a teacher's logits are the same
+    /// in batches of any size: 128 stand for all.
+    fn on_gpu(&self) -> (&'static str, u32) {
+        let Self { form, m, n, k, .. } = *self;
+        let outputs = n * if form == Form::Forward { 128 } else { m };
+        match outputs {
+            0..=8_192 if k >= 512 => ("tile4-16x16", 4),
+            0..=32_768 => ("tile4-16x16", 1),
+            1_048_576.. => ("tile-64x64", 1),
+            _ if k <= 256 => ("tile2-32x32", 1),
+            _ => ("tile4-32x32", 1),
+        }
+    }
+
+    /// For drivers on the CPU. All that stands here adds in ascending k, so the bits do not depend on the choice.
+    fn on_software(&self, gpu: &Gpu) -> &'static str {
         let Self { replicas, m, n, k, .. } = *self;
-        let software = gpu.report.kind == "software";
         let subgroup = gpu.report.subgroup;
         let from = if subgroup == [16, 16] { IMAGES_FROM_WIDE } else { IMAGES_FROM };
         let images = gpu.takes_twins() && 2 * replicas * m * n * k >= from;
-        let name = match (software, subgroup) {
+        match subgroup {
             // A driver that keeps arrays in memory: SwiftShader.
-            (true, _) if !gpu.is_lavapipe() => "vec4-32x32",
-            (true, [4, 4]) if images => "subgroup4-32x32-image",
-            (true, [4, 4]) if m * n <= 32 * 64 => "subgroup4-8x16",
-            (true, [4, 4]) => "subgroup4-32x32",
-            (true, [8, 8]) if images && m <= 16 && n > 32 => "subgroup8-16x64-image",
-            (true, [8, 8]) if images && (n <= 32 || self.form == Form::Forward && m <= 128) => {
+            _ if !gpu.is_lavapipe() => "vec4-32x32",
+            [4, 4] if images => "subgroup4-32x32-image",
+            [4, 4] if m * n <= 32 * 64 => "subgroup4-8x16",
+            [4, 4] => "subgroup4-32x32",
+            [8, 8] if images && m <= 16 && n > 32 => "subgroup8-16x64-image",
+            [8, 8] if images && (n <= 32 || self.form == Form::Forward && m <= 128) => {
                 "subgroup8-32x32-image"
             }
-            (true, [8, 8]) if images => "subgroup8-32x64-image",
-            (true, [8, 8]) if m <= 16 && n > 32 => "subgroup8-16x64",
-            (true, [8, 8]) if m <= 32 || replicas * m * n <= 32 * 64 => "subgroup8-32x32",
-            (true, [8, 8]) => "subgroup8-64x32",
-            (true, [16, 16]) if images && m > 16 => "subgroup16-32x64-image",
-            (true, [16, 16]) if m <= 16 || m * n <= 64 * 64 => "subgroup16-16x64",
-            (true, [16, 16]) => "subgroup16-64x64",
-            (true, _) => "vec4-32x32",
-            (false, _) if replicas * m * n <= 32 * 1024 => "tile4-16x16",
-            (false, _) if replicas * m * n >= 1024 * 1024 => "tile-64x64",
-            (false, _) if k <= 256 => "tile2-32x32",
-            (false, _) => "tile4-32x32",
-        };
-        let fallback = || &VARIANTS[1]; // vec4: needs nothing of a device
-        let variant = named(name).filter(|v| v.runs_on(gpu)).unwrap_or_else(fallback);
-        // A GPU with a handful of tiles and long sums: parts of K keep more of it at work.
-        let [rows, cols] = variant.tile.map(|n| n as usize);
-        let tiles = replicas * m.div_ceil(rows) * n.div_ceil(cols);
-        let splits = if !software && tiles <= 32 && k >= 512 { 4 } else { 1 };
-        Choice { variant, splits }
+            [8, 8] if images => "subgroup8-32x64-image",
+            [8, 8] if m <= 16 && n > 32 => "subgroup8-16x64",
+            [8, 8] if m <= 32 || replicas * m * n <= 32 * 64 => "subgroup8-32x32",
+            [8, 8] => "subgroup8-64x32",
+            [16, 16] if images && m > 16 => "subgroup16-32x64-image",
+            [16, 16] if m <= 16 || m * n <= 64 * 64 => "subgroup16-16x64",
+            [16, 16] => "subgroup16-64x64",
+            _ => "vec4-32x32",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu::AdapterChoice;
+
+    #[test]
+    fn on_a_gpu_the_order_of_a_sum_depends_on_what_it_may() {
+        let mut gpu = Gpu::open(&AdapterChoice::default()).expect("a device");
+        gpu.report.kind = "discrete".into();
+        let sizes = [1, 10, 64, 128, 200, 800, 1200, 4096, 10_000];
+        let mut seen = std::collections::BTreeSet::new();
+        for form in Form::ALL {
+            for (n, k) in sizes.iter().flat_map(|n| sizes.map(|k| (*n, k))) {
+                let answer = |replicas, m| Question { form, replicas, m, n, k }.answer(&gpu);
+                for m in sizes {
+                    let alone = answer(1, m);
+                    assert!(alone.variant.kernel.name == TILE.name && alone.reaches(k));
+                    let beside = answer(16, if form == Form::Forward { 7 } else { m });
+                    assert_eq!(alone.text(), beside.text(), "{form:?} {m} x {n} x {k}");
+                    seen.insert(alone.text());
+                }
+            }
+        }
+        assert_eq!(seen.len(), 5, "{seen:?}");
     }
 }
