@@ -42,8 +42,8 @@ const KEEP: bool = false;
 const ROW_SUMS: bool = false;
 const ACTIVATION: u32 = 0u;
 const MASK: u32 = 0u;
-const LANES: u32 = GROUP_ROWS * GROUP_COLS;
-const INVOCATIONS: u32 = SLICES * LANES;
+const SLICE_LANES: u32 = GROUP_ROWS * GROUP_COLS;
+const INVOCATIONS: u32 = SLICES * SLICE_LANES;
 const TILE_M: u32 = ROWS * GROUP_ROWS;
 const TILE_N: u32 = 4u * COL_VECS * GROUP_COLS;
 const A_PITCH: u32 = TILE_K / 4u + 1u;
@@ -55,7 +55,7 @@ const LOADS: u32 = (BLOCKS + INVOCATIONS - 1u) / INVOCATIONS;
 const SLICE_VECS: u32 = TILE_K / 4u / SLICES;
 // The tile of op(B) follows that of op(A); after the last round the sums and row sums of a slice lie there.
 const B_TILE: u32 = TILE_M * A_PITCH;
-const SUMS: u32 = ROWS * COL_VECS * LANES;
+const SUMS: u32 = ROWS * COL_VECS * SLICE_LANES;
 const MEMORY: u32 = max(B_TILE + TILE_K * B_PITCH, min(SLICES - 1u, 1u) * (SUMS + TILE_M));
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -227,8 +227,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     tile.b_base = replica * params.b_replica / 4u;
     tile.row = params.row_start + group.y * TILE_M;
     tile.col = params.col_start + group.x * TILE_N;
-    let slice = invocation / LANES;
-    let lane = invocation % LANES;
+    let slice = invocation / SLICE_LANES;
+    let lane = invocation % SLICE_LANES;
     let my_row = lane / GROUP_COLS;
     let my_col = lane % GROUP_COLS;
     var k_start = 0u;
@@ -269,14 +269,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     for (var other = 1u; other < SLICES; other++) {
         if slice == other {
             for (var i = 0u; i < ROWS; i++) {
-                for (var v = 0u; v < COL_VECS; v++) { tiles[(i * COL_VECS + v) * LANES + lane] = sums[i][v]; }
+                for (var v = 0u; v < COL_VECS; v++) { tiles[(i * COL_VECS + v) * SLICE_LANES + lane] = sums[i][v]; }
                 if ROW_SUMS && my_col == 0u { tiles[SUMS + i * GROUP_ROWS + my_row] = row_sums[i]; }
             }
         }
         workgroupBarrier();
         if slice == 0u {
             for (var i = 0u; i < ROWS; i++) {
-                for (var v = 0u; v < COL_VECS; v++) { sums[i][v] += tiles[(i * COL_VECS + v) * LANES + lane]; }
+                for (var v = 0u; v < COL_VECS; v++) { sums[i][v] += tiles[(i * COL_VECS + v) * SLICE_LANES + lane]; }
                 if ROW_SUMS && my_col == 0u { row_sums[i] += tiles[SUMS + i * GROUP_ROWS + my_row]; }
             }
         }

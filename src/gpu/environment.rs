@@ -107,8 +107,8 @@ pub fn prepare(load: Option<Load>, profile: Option<&Path>) {
     default("XDG_RUNTIME_DIR", &std::env::temp_dir().to_string_lossy());
 }
 
-/// Ends the process without the exit handlers of the libraries in it. On an H200 the run that was left by them, in the
-/// middle of a step, did not end with the code that it was given: a driver tidies up what another thread still uses.
+/// Ends the process without the exit handlers of the libraries in it: a driver's tidy up what other threads still use. On
+/// an H200 a process that left through them in the middle of a step ended with another code than it was given.
 pub fn exit_at_once(code: i32) -> ! {
     #[allow(unsafe_code, reason = "the C library's own, everywhere")]
     unsafe extern "C" {

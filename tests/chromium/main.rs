@@ -26,7 +26,7 @@ const SUBGROUP: usize = 4;
 const RUN: &[(&str, usize)] = &[
     ("matmul_plain", 19),
     ("matmul_vec4", 23),
-    ("matmul_tile", 69),
+    ("matmul_tile", 92),
     ("matmul_subgroup", 46),
     ("matmul_reduce", 15),
     ("head", 38),
