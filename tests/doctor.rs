@@ -77,8 +77,6 @@ fn planted_faults_make_doctor_fail() {
         (&VEC4, "matmul", "KEEP {", "KEEP && col + 4u < params.n {"),
         (&TILE, "matmul", "tile.k_end = min(tile.k_end,", "tile.k_end = max(tile.k_end,"),
         (&TILE, "matmul", "sums[i][v] += tiles[", "sums[i][v] = tiles["),
-        (&TILE, "matmul", "row_sums[i] += tiles[", "row_sums[i] = tiles["),
-        (&TILE, "matmul", "at % (TILE_M / 4u) * 4u + at / (TILE_M / 4u)", "at"),
         (&TILE, "matmul", "if ROW_SUMS { row_sums[i] += x; }", ""),
         (&SUBGROUP, "matmul", "1.0 - t * t", "1.0 - t"),
         (&REDUCE, "matmul", "split < SPLITS", "split + 1u < SPLITS"),
