@@ -81,10 +81,9 @@ fn matmul_case(i: usize, choice: Choice, replicas: usize, [m, n, k]: [usize; 3],
 /// One tile of each member (and width), one more that reads images: these are seen with every epilogue. The other tiles differ
 /// from them in their loops, not in what follows, and drivers take a second and more to compile each
 /// combination; so they are seen with what the loops do themselves.
-pub const TYPICAL: [&str; 9] = [
+pub const TYPICAL: [&str; 8] = [
     "plain",
     "vec4-32x32",
-    "tile-64x64",
     "tile2-32x32",
     "subgroup4-32x32",
     "subgroup8-16x64",
