@@ -87,8 +87,7 @@ impl std::fmt::Display for Surroundings {
     }
 }
 
-#[cfg(test)]
-#[cfg(target_os = "linux")]
+#[cfg(all(test, target_os = "linux"))]
 mod tests {
     use super::*;
 

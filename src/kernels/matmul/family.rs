@@ -261,7 +261,7 @@ impl Question {
     pub fn answer(&self, gpu: &Gpu) -> Choice {
         let recorded = gpu.profile.answers.get(&self.key()).and_then(|text| Choice::parse(text, gpu));
         let built_in = self.built_in(gpu);
-        // Split only where K is too long for one part, or as the profile says.
+        // The built-in member in other parts: where K is too long for one.
         let parts = |variant| SPLITS.map(|splits| Choice { variant, splits });
         let others = Choice::all(gpu);
         let chosen = recorded.into_iter().chain([built_in]);
