@@ -59,18 +59,17 @@ fn parsed() -> Vec<Parsed> {
     variants().into_iter().map(Parsed::new).collect()
 }
 
-/// As lavapipe gets them with subgroups of `lanes`: with vec4 in storage read and written by pairs of floats, or read
-/// from `images`.
-fn twinned(variants: impl Iterator<Item = Variant>, images: &[&str], lanes: u32) -> Vec<Parsed> {
+/// As lavapipe gets them with subgroups of `lanes`: with storage read as images and written by pairs of floats.
+fn twinned(lanes: u32) -> Vec<Parsed> {
     let parse = |variant: Variant| {
-        let refuse = |words: String| -> ! { panic!("{} with images {images:?}: {words}", variant.name()) };
-        let module = twins::twinned(&variant.source, images, lanes).unwrap_or_else(|e| refuse(e));
+        let refuse = |words: String| -> ! { panic!("{} with twins: {words}", variant.name()) };
+        let (module, _) = twins::twinned(&variant.source, lanes).unwrap_or_else(|e| refuse(e));
         let info = Validator::new(ValidationFlags::all(), claimed(&variant) | Capabilities::SHADER_INT64)
             .validate(&module)
             .unwrap_or_else(|e| refuse(e.to_string()));
         Parsed { variant, module, info }
     };
-    variants.map(parse).collect()
+    variants().into_iter().map(parse).collect()
 }
 
 #[test]
@@ -126,16 +125,11 @@ fn spirv_is_valid() {
     let mut jobs = Vec::new();
     let mut planted = Vec::new();
     let whole = parsed().into_iter().map(|p| (p, "", &VULKAN[..]));
-    let by_pairs = twinned(variants().into_iter(), &[], 8);
-    let by_pairs = by_pairs.into_iter().map(|p| (p, ", by pairs", &VULKAN[2..]));
-    let stores = twinned(variants().into_iter(), &[], 16);
-    let stores = stores.into_iter().map(|p| (p, ", stores by pairs", &VULKAN[2..]));
-    let products = variants().into_iter().filter(|v| v.kernel == "matmul_subgroup");
-    let by_images = twinned(products, &["a", "b"], 8);
-    let by_images = by_images.into_iter().map(|p| (p, ", from images", &VULKAN[2..]));
-    for (Parsed { variant, module, info }, how, targets) in
-        whole.chain(by_pairs).chain(stores).chain(by_images)
-    {
+    let twins = [8, 16].map(|lanes| (lanes, twinned(lanes)));
+    let twins = twins.into_iter().flat_map(|(lanes, all)| all.into_iter().map(move |p| (p, lanes)));
+    let twins =
+        twins.map(|(p, lanes)| (p, if lanes == 8 { ", twins" } else { ", twins of 16 lanes" }, &VULKAN[2..]));
+    for (Parsed { variant, module, info }, how, targets) in whole.chain(twins) {
         for checked in CHECKED {
             for (target, lang_version) in targets.iter().copied() {
                 if variant.uses("subgroup") && target == "vulkan1.0" {

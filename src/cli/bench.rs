@@ -22,7 +22,7 @@ use crate::report::table;
 pub struct Args {
     #[command(subcommand)]
     what: What,
-    /// Only these variants, such as subgroup8-64x32 or tile-64x64/4 (K split in 4).
+    /// Only these variants, such as subgroup8-32x64 or tile-64x64/4 (K split in 4).
     #[arg(long, value_delimiter = ',', global = true)]
     variant: Vec<String>,
     /// Only these shapes or groups of shapes, such as square, hinton/student-l0, small.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::error::{Error, Result};
 use crate::gpu::adapter::{AdapterChoice, AdapterReport, choose, enumerate};
 use crate::gpu::environment::{self, LAVAPIPE_THREADS};
+use crate::gpu::image;
 use crate::gpu::pipeline::PipelineCache;
 use crate::gpu::profile::Profile;
 use crate::gpu::tensor::Tensor;
@@ -45,6 +46,7 @@ pub struct Gpu {
     pub checked: bool,
     /// Answers measured earlier on this device; empty unless a profile was named.
     pub profile: Profile,
+    twins: bool,
     choice: AdapterChoice,
     faults: Faults,
     nothing: OnceLock<Tensor>,
@@ -78,6 +80,7 @@ impl Gpu {
             max_buffer_size: has.max_buffer_size,
             max_storage_buffer_binding_size: has.max_storage_buffer_binding_size,
             max_texture_dimension_2d: has.max_texture_dimension_2d,
+            max_storage_textures_per_shader_stage: has.max_storage_textures_per_shader_stage.min(16),
             max_storage_buffers_per_shader_stage: has.max_storage_buffers_per_shader_stage.min(16),
             max_compute_workgroup_storage_size: has.max_compute_workgroup_storage_size,
             max_compute_invocations_per_workgroup: has.max_compute_invocations_per_workgroup,
@@ -109,6 +112,9 @@ impl Gpu {
         let sink = faults.clone();
         device.on_uncaptured_error(Arc::new(move |error| sink.put("device", error.to_string())));
 
+        let twins = report.is_lavapipe()
+            && features.contains(wgpu::Features::SHADER_INT64)
+            && image::can_lie_over_tensors(&device, &limits);
         Ok(Self {
             device,
             queue,
@@ -117,6 +123,7 @@ impl Gpu {
             report,
             checked: choice.checked,
             profile,
+            twins,
             choice: choice.clone(),
             faults,
             nothing: OnceLock::new(),
@@ -165,7 +172,7 @@ impl Gpu {
 
     /// True where kernels get their storage in other forms ([`crate::gpu::twins`]).
     pub fn takes_twins(&self) -> bool {
-        self.is_lavapipe() && self.device.features().contains(wgpu::Features::SHADER_INT64)
+        self.twins
     }
 
     /// From now on, a kernel that is one of several for the same work is not chosen on this device:

@@ -1,118 +1,210 @@
-//! A tensor's copy in an image, for drivers that read an image at less cost than a buffer ([`crate::gpu::twins`]).
+//! Images over the memory of tensors, for drivers that read an image at less cost than a buffer
+//! ([`crate::gpu::twins`]).
 //!
-//! An image follows its tensor: it is copied anew before a dispatch reads it, where the tensor's memory may have
-//! changed since. Whatever writes memory counts there ([`Tensor::changed`]), so a frozen teacher is copied once.
+//! In Vulkan a buffer and an image of linear tiling may lie on the same memory, and each has what was written by way of
+//! the other: both are host-accessible (specification, "Memory Aliasing"). wgpu has no word for that, so here the
+//! driver is asked itself: for memory with a buffer on it where a tensor is made, and for an image over a part of it
+//! where a dispatch reads one. wgpu takes the two for different memory. So that it still orders the dispatches that
+//! write a tensor and those that read it, the buffer is bound wherever the image is.
+#![allow(unsafe_code, reason = "the driver's own calls")]
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
-use crate::error::Result;
+use ash::vk;
+use wgpu::hal::api::Vulkan;
+use wgpu::hal::vulkan::{Buffer, Device, TextureMemory};
+
+use crate::error::{Error, Result};
 use crate::gpu::device::Gpu;
-use crate::gpu::tensor::Tensor;
+use crate::gpu::tensor::{Tensor, USAGE, round_up};
 
 /// Texels to a row of an image, a power of two: element `i` of an `array<vec4<f32>>` is the texel
 /// `(i % WIDTH, i / WIDTH)`.
 pub(crate) const WIDTH: usize = 1024;
 pub(crate) const FORMAT: wgpu::TextureFormat = wgpu::TextureFormat::Rgba32Float;
-/// Texels at the end of a row that hold nothing. Without them what lies a multiple of 4 KiB apart, as the rows of a
-/// matrix of 1024 columns do, falls into the same few lines of a cache: 1.3 x the time of such a product.
-const UNUSED: usize = 4;
 const TEXEL: usize = 16;
+const ROW: usize = TEXEL * WIDTH;
+/// Bytes behind a tensor in its memory: an image ends with a row, and a driver may count rows by fours.
+const BEHIND: usize = 4 * ROW;
 
-/// An image that follows a tensor.
-#[derive(Debug)]
-pub(crate) struct Image {
-    texture: wgpu::Texture,
-    pub(crate) view: wgpu::TextureView,
-    /// What it follows: a part of a buffer, in bytes and texels, and how often that may have changed.
-    buffer: wgpu::Buffer,
-    offset: usize,
-    texels: usize,
-    changes: Arc<AtomicU64>,
-    /// The changes that it has.
-    has: AtomicU64,
+/// Memory of the device, given back with the last that lies on it.
+pub(crate) struct Memory {
+    device: ash::Device,
+    raw: vk::DeviceMemory,
 }
 
-impl Image {
-    /// Whether an image of this device can hold `tensor`.
-    pub(crate) fn holds(gpu: &Gpu, tensor: &Tensor) -> bool {
-        rows(texels(tensor)) <= gpu.limits.max_texture_dimension_2d as usize
+impl std::fmt::Debug for Memory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.raw.fmt(f)
     }
+}
 
-    /// An image of `tensor`, whose buffer counts its `changes`; without contents yet.
-    ///
-    /// # Errors
-    /// [`crate::Error::Device`] where the device has no memory for it.
-    pub(crate) fn new(gpu: &Gpu, tensor: &Tensor, changes: &Arc<AtomicU64>) -> Result<Self> {
-        let texels = texels(tensor);
-        let texture = gpu.guarded(&format!("allocate an image of `{}`", tensor.label), || {
-            gpu.device.create_texture(&wgpu::TextureDescriptor {
-                label: Some(&tensor.label),
-                size: size(WIDTH + UNUSED, rows(texels)),
-                mip_level_count: 1,
-                sample_count: 1,
-                dimension: wgpu::TextureDimension::D2,
-                format: FORMAT,
-                usage: wgpu::TextureUsages::STORAGE_BINDING | wgpu::TextureUsages::COPY_DST,
-                view_formats: &[],
-            })
-        })?;
-        let image = Self {
-            view: texture.create_view(&Default::default()),
-            texture,
-            buffer: tensor.buffer.clone(),
-            offset: tensor.offset * 4,
-            texels,
-            changes: changes.clone(),
-            has: AtomicU64::default(),
-        };
-        image.forget();
-        Ok(image)
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: what lies on the memory holds it ([`Laid`]); nothing does any more, and the device is there.
+        unsafe { self.device.free_memory(self.raw, None) };
     }
+}
 
-    /// Says that the image has nothing of the tensor.
-    pub(crate) fn forget(&self) {
-        self.has.store(u64::MAX, Ordering::Relaxed);
-    }
+enum Handle {
+    Buffer(vk::Buffer),
+    Image(vk::Image),
+}
 
-    /// Whether the tensor may have changed since it was copied last.
-    pub(crate) fn is_behind(&self) -> bool {
-        self.has.load(Ordering::Relaxed) != self.changes.load(Ordering::Relaxed)
-    }
+/// Something that lies on memory, or will: destroyed when dropped. wgpu does that after the last use, and before it
+/// destroys the device.
+struct Laid {
+    handle: Handle,
+    device: ash::Device,
+    memory: Option<Arc<Memory>>,
+}
 
-    /// Encodes a copy of the tensor: whole rows of texels, then what is left of one.
-    pub(crate) fn follow(&self, encoder: &mut wgpu::CommandEncoder) {
-        let (whole, rest) = (self.texels / WIDTH, self.texels % WIDTH);
-        for (width, height, row) in [(WIDTH, whole, 0), (rest, 1, whole)] {
-            if width * height == 0 {
-                continue;
-            }
-            let from = wgpu::TexelCopyBufferInfo {
-                buffer: &self.buffer,
-                layout: wgpu::TexelCopyBufferLayout {
-                    offset: (self.offset + row * WIDTH * TEXEL) as u64,
-                    bytes_per_row: Some((WIDTH * TEXEL) as u32),
-                    rows_per_image: None,
-                },
-            };
-            let to = wgpu::TexelCopyTextureInfo {
-                origin: wgpu::Origin3d { x: 0, y: row as u32, z: 0 },
-                ..self.texture.as_image_copy()
-            };
-            encoder.copy_buffer_to_texture(from, to, size(width, height));
+impl Drop for Laid {
+    fn drop(&mut self) {
+        // SAFETY: made by this device, used by nothing any more, and gone before its memory.
+        match self.handle {
+            Handle::Buffer(raw) => unsafe { self.device.destroy_buffer(raw, None) },
+            Handle::Image(raw) => unsafe { self.device.destroy_image(raw, None) },
         }
-        self.has.store(self.changes.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.memory = None;
     }
 }
 
-fn texels(tensor: &Tensor) -> usize {
-    tensor.span() * 4 / TEXEL
+/// Whether an image can lie over any tensor of `device` that a shader can see: whether all memory is the host's
+/// and the driver puts an image's texels one after the other, wherever it begins.
+pub(crate) fn can_lie_over_tensors(device: &wgpu::Device, limits: &wgpu::Limits) -> bool {
+    let reach = u64::from(limits.max_texture_dimension_2d) * ROW as u64;
+    // SAFETY: the handle is used while its device is there, and the image only here.
+    unsafe {
+        let Some(hal) = device.as_hal::<Vulkan>() else { return false };
+        let device = hal.raw_device();
+        let types = hal.shared_instance().raw_instance();
+        let types = types.get_physical_device_memory_properties(hal.raw_physical_device());
+        let host = vk::MemoryPropertyFlags::HOST_VISIBLE | vk::MemoryPropertyFlags::HOST_COHERENT;
+        let Ok((raw, _laid)) = image(device, 3) else { return false };
+        let wanted = device.get_image_memory_requirements(raw);
+        let color = vk::ImageSubresource::default().aspect_mask(vk::ImageAspectFlags::COLOR);
+        let layout = device.get_image_subresource_layout(raw, color);
+        reach >= limits.max_storage_buffer_binding_size
+            && matches!(types.memory_types_as_slice(), [only] if only.property_flags.contains(host))
+            && (layout.offset, layout.row_pitch) == (0, ROW as u64)
+            && (TEXEL as u64).is_multiple_of(wanted.alignment)
+            && wanted.size <= (3 * ROW + BEHIND) as u64
+    }
 }
 
-fn rows(texels: usize) -> usize {
-    texels.div_ceil(WIDTH).max(1)
+/// A zeroed buffer of `bytes` bytes on memory of its own, for a device of which [`can_lie_over_tensors`] holds.
+///
+/// # Errors
+/// [`Error::Device`] where the driver refuses.
+pub(crate) fn buffer(gpu: &Gpu, label: &str, bytes: u64) -> Result<(wgpu::Buffer, Weak<Memory>)> {
+    let op = format!("allocate `{label}`");
+    // SAFETY: the buffer is made of this device as `desc` says, on memory that is larger, written in its whole length
+    // while it is mapped, and there as long as the buffer is.
+    let (raw, laid) = unsafe {
+        let hal = gpu.device.as_hal::<Vulkan>().ok_or_else(|| Error::device(&op, "the device is gone"))?;
+        zeroed(hal.raw_device(), bytes).map_err(|e| Error::device(&op, e.to_string()))?
+    };
+    let memory = laid.memory.as_ref().map(Arc::downgrade).unwrap_or_default();
+    let desc =
+        wgpu::BufferDescriptor { label: Some(label), size: bytes, usage: USAGE, mapped_at_creation: false };
+    gpu.guarded(&op, || unsafe {
+        let buffer = Buffer::from_raw_externally_owned(raw, Box::new(move || drop(laid)));
+        (gpu.device.create_buffer_from_hal::<Vulkan>(buffer, &desc), memory)
+    })
 }
 
-fn size(width: usize, height: usize) -> wgpu::Extent3d {
-    wgpu::Extent3d { width: width as u32, height: height as u32, depth_or_array_layers: 1 }
+unsafe fn zeroed(device: &ash::Device, bytes: u64) -> std::result::Result<(vk::Buffer, Laid), vk::Result> {
+    let usage = vk::BufferUsageFlags::STORAGE_BUFFER
+        | vk::BufferUsageFlags::TRANSFER_SRC
+        | vk::BufferUsageFlags::TRANSFER_DST;
+    let info = vk::BufferCreateInfo::default().size(bytes).usage(usage);
+    // SAFETY: the caller's.
+    unsafe {
+        let raw = device.create_buffer(&info, None)?;
+        let mut laid = Laid { handle: Handle::Buffer(raw), device: device.clone(), memory: None };
+        let size = round_up(device.get_buffer_memory_requirements(raw).size as usize, ROW) + BEHIND;
+        let info = vk::MemoryAllocateInfo::default().allocation_size(size as u64);
+        let memory = Memory { device: device.clone(), raw: device.allocate_memory(&info, None)? };
+        let at = device.map_memory(memory.raw, 0, vk::WHOLE_SIZE, vk::MemoryMapFlags::empty())?;
+        at.cast::<u8>().write_bytes(0, size);
+        device.unmap_memory(memory.raw);
+        device.bind_buffer_memory(raw, memory.raw, 0)?;
+        laid.memory = Some(Arc::new(memory));
+        Ok((raw, laid))
+    }
+}
+
+unsafe fn image(device: &ash::Device, rows: usize) -> std::result::Result<(vk::Image, Laid), vk::Result> {
+    let info = vk::ImageCreateInfo::default()
+        .image_type(vk::ImageType::TYPE_2D)
+        .format(vk::Format::R32G32B32A32_SFLOAT)
+        .extent(vk::Extent3D { width: WIDTH as u32, height: rows as u32, depth: 1 })
+        .mip_levels(1)
+        .array_layers(1)
+        .samples(vk::SampleCountFlags::TYPE_1)
+        .tiling(vk::ImageTiling::LINEAR)
+        .usage(vk::ImageUsageFlags::STORAGE);
+    // SAFETY: the caller's.
+    let raw = unsafe { device.create_image(&info, None)? };
+    Ok((raw, Laid { handle: Handle::Image(raw), device: device.clone(), memory: None }))
+}
+
+/// An image over `tensor`, whose buffer is one of [`buffer`].
+///
+/// # Errors
+/// [`Error::Device`] where the driver refuses.
+pub(crate) fn over(gpu: &Gpu, tensor: &Tensor) -> Result<wgpu::TextureView> {
+    let op = format!("make an image of `{}`", tensor.label);
+    let rows = (tensor.span() * 4).div_ceil(ROW).max(1);
+    let size = wgpu::Extent3d { width: WIDTH as u32, height: rows as u32, depth_or_array_layers: 1 };
+    let desc = wgpu::hal::TextureDescriptor {
+        label: Some(&tensor.label),
+        size,
+        mip_level_count: 1,
+        sample_count: 1,
+        dimension: wgpu::TextureDimension::D2,
+        format: FORMAT,
+        usage: wgpu::TextureUses::STORAGE_READ_ONLY,
+        memory_flags: wgpu::hal::MemoryFlags::empty(),
+        view_formats: vec![],
+    };
+    // SAFETY: the image is made of this device as `desc` says; from its first row to its last it lies on memory that is
+    // there as long as the image is.
+    let texture = unsafe {
+        let gone = || Error::device(&op, "the device is gone");
+        let hal = gpu.device.as_hal::<Vulkan>().ok_or_else(gone)?;
+        let memory = tensor.memory.upgrade().ok_or_else(gone)?;
+        laid_over(&hal, memory, tensor.offset * 4, &desc).map_err(|e| Error::device(&op, e.to_string()))?
+    };
+    let desc = wgpu::TextureDescriptor {
+        label: desc.label,
+        size,
+        mip_level_count: 1,
+        sample_count: 1,
+        dimension: desc.dimension,
+        format: FORMAT,
+        usage: wgpu::TextureUsages::STORAGE_BINDING,
+        view_formats: &[],
+    };
+    // No layout yet: a software driver has but one, and leaves the memory as it is.
+    let state = wgpu::TextureUses::UNINITIALIZED;
+    gpu.guarded(&op, || unsafe {
+        gpu.device.create_texture_from_hal::<Vulkan>(texture, &desc, state).create_view(&Default::default())
+    })
+}
+
+unsafe fn laid_over(
+    hal: &Device,
+    memory: Arc<Memory>,
+    offset: usize,
+    desc: &wgpu::hal::TextureDescriptor<'_>,
+) -> std::result::Result<wgpu::hal::vulkan::Texture, vk::Result> {
+    // SAFETY: the caller's.
+    unsafe {
+        let (raw, mut laid) = image(&memory.device, desc.size.height as usize)?;
+        memory.device.bind_image_memory(raw, memory.raw, offset as u64)?;
+        laid.memory = Some(memory);
+        Ok(hal.texture_from_raw(raw, desc, Some(Box::new(move || drop(laid))), TextureMemory::External))
+    }
 }

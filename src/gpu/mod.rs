@@ -6,6 +6,7 @@
 pub mod adapter;
 pub mod device;
 pub mod environment;
+#[cfg_attr(target_vendor = "apple", path = "no_image.rs")]
 mod image;
 pub mod pipeline;
 pub mod plan;

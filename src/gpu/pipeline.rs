@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::error::{Error, Result};
 use crate::gpu::device::Gpu;
 use crate::gpu::image;
-use crate::gpu::twins::twinned;
+use crate::gpu::twins::{IMAGES, twinned};
 
 /// The workgroup memory that every WebGPU device has, in bytes.
 pub const BASELINE_WORKGROUP_MEMORY: u32 = 16 * 1024;
@@ -187,7 +187,7 @@ pub(crate) struct Pipeline {
     pub(crate) reflection: Reflection,
 }
 
-type Key = (&'static str, Constants, Vec<&'static str>);
+type Key = (&'static str, Constants);
 
 /// Pipelines by kernel, constants and what is read as images, and the texts that [`Gpu::plant`] put in place of a
 /// kernel's own.
@@ -204,18 +204,13 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 impl Gpu {
     /// The pipeline for a kernel with constants, reading the bindings named in `images` as such, from the cache
     /// or built now.
-    pub(crate) fn pipeline(
-        &self,
-        kernel: &Kernel,
-        constants: &Constants,
-        images: &[&'static str],
-    ) -> Result<Arc<Pipeline>> {
-        let key = (kernel.name, constants.clone(), images.to_vec());
+    pub(crate) fn pipeline(&self, kernel: &Kernel, constants: &Constants) -> Result<Arc<Pipeline>> {
+        let key = (kernel.name, constants.clone());
         let mut cache = lock(&self.pipelines.built);
         if let Some(found) = cache.get(&key) {
             return Ok(found.clone());
         }
-        let built = Arc::new(self.build(kernel, constants, images)?);
+        let built = Arc::new(self.build(kernel, constants)?);
         cache.insert(key, built.clone());
         Ok(built)
     }
@@ -228,17 +223,12 @@ impl Gpu {
         lock(&self.pipelines.built).retain(|(name, ..), _| *name != kernel.name);
     }
 
-    fn build(&self, kernel: &Kernel, constants: &Constants, images: &[&str]) -> Result<Pipeline> {
+    fn build(&self, kernel: &Kernel, constants: &Constants) -> Result<Pipeline> {
         let op = format!("build kernel `{}` {constants:?}", kernel.name);
         let planted = lock(&self.pipelines.planted).get(kernel.name).cloned();
         let checked = self.checked || planted.is_some();
         let source = kernel.specialise_text(planted.as_deref().unwrap_or(kernel.source), constants);
         let mut reflection = reflect(&source).map_err(|e| Error::device(&op, e))?;
-        for binding in &mut reflection.bindings {
-            if images.contains(&binding.name.as_str()) {
-                binding.access = Access::Image;
-            }
-        }
         let invocations: u32 = reflection.workgroup_size.iter().product();
         for (what, wanted, limit) in [
             (
@@ -254,7 +244,12 @@ impl Gpu {
         }
         let shader = if self.takes_twins() {
             let [_, lanes] = self.report.subgroup;
-            let module = twinned(&source, images, lanes).map_err(|e| Error::device(&op, e))?;
+            let (module, images) = twinned(&source, lanes).map_err(|e| Error::device(&op, e))?;
+            let as_image =
+                |b: &Binding| Binding { index: b.index + IMAGES, access: Access::Image, ..b.clone() };
+            let images: Vec<_> =
+                reflection.bindings.iter().filter(|b| images.contains(&b.name)).map(as_image).collect();
+            reflection.bindings.extend(images);
             wgpu::ShaderSource::Naga(Cow::Owned(module))
         } else {
             wgpu::ShaderSource::Wgsl(source.as_str().into())

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::gpu::device::Gpu;
-use crate::gpu::image::Image;
+use crate::gpu::image;
 use crate::gpu::pipeline::{Access, Binding, Constants, Kernel, Pipeline, SLOT};
 use crate::gpu::program::{Dispatch, Program, SLOTS, UNIFORM_ALIGN, Work};
 use crate::gpu::tensor::Tensor;
@@ -59,22 +59,6 @@ impl<'g> Plan<'g> {
     /// # Panics
     /// Where a binding of the shader got no tensor or a tensor has no binding: our own bug.
     pub fn dispatch<P: bytemuck::Pod>(&mut self, call: Call<'_, P>) -> Result<()> {
-        self.dispatch_with_images(call, &[])
-    }
-
-    /// Records one dispatch that reads the tensors of these names, arrays of vec4, as images, where an image can
-    /// hold them. The device must take them ([`Gpu::takes_twins`]).
-    ///
-    /// # Errors
-    /// As [`Plan::dispatch`].
-    ///
-    /// # Panics
-    /// As [`Plan::dispatch`].
-    pub fn dispatch_with_images<P: bytemuck::Pod>(
-        &mut self,
-        call: Call<'_, P>,
-        images: &[&'static str],
-    ) -> Result<()> {
         self.gpu.check()?;
         if call.grid.contains(&0) {
             return Ok(()); // nothing to compute
@@ -90,9 +74,7 @@ impl<'g> Plan<'g> {
                 ),
             ));
         }
-        let held = |name: &&str| call.tensors.iter().any(|(n, t)| n == name && Image::holds(self.gpu, t));
-        let images: Vec<_> = images.iter().copied().filter(held).collect();
-        let pipeline = self.gpu.pipeline(call.kernel, &call.constants, &images)?;
+        let pipeline = self.gpu.pipeline(call.kernel, &call.constants)?;
         let bindings = &pipeline.reflection.bindings;
         for (name, _) in call.tensors {
             assert!(
@@ -102,7 +84,7 @@ impl<'g> Plan<'g> {
             );
         }
         let mut tensors = Vec::new();
-        for binding in bindings.iter().filter(|b| b.access != Access::Uniform) {
+        for binding in bindings.iter().filter(|b| !matches!(b.access, Access::Uniform | Access::Image)) {
             let (_, tensor) = call
                 .tensors
                 .iter()
@@ -209,8 +191,8 @@ fn finish_dispatch(
     };
     let tensors = |access| bindings.iter().filter(move |b| b.access == access).map(tensor);
     let written = tensors(Access::ReadWrite).cloned().collect();
-    let images = tensors(Access::Image).map(|t| t.image(gpu)).collect::<Result<Vec<_>>>()?;
-    let mut views = images.iter().map(|image| &image.view);
+    let images = tensors(Access::Image).map(|t| image::over(gpu, t)).collect::<Result<Vec<_>>>()?;
+    let mut views = images.iter();
     let buffer = |buffer, offset: u64, bytes: u64| {
         wgpu::BindingResource::Buffer(wgpu::BufferBinding {
             buffer,
@@ -253,7 +235,6 @@ fn finish_dispatch(
         grid: d.grid,
         work: d.work,
         written,
-        images,
     })
 }
 

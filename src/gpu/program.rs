@@ -1,11 +1,10 @@
-//! A closed plan: encoded many times, traced dispatch by dispatch, timed.
+//! A closed plan: encoded into one pass many times, traced dispatch by dispatch, timed.
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::gpu::device::Gpu;
-use crate::gpu::image::Image;
 use crate::gpu::pipeline::Pipeline;
 use crate::gpu::tensor::{Tensor, staging};
 
@@ -39,42 +38,15 @@ pub(super) struct Dispatch {
     pub(super) work: Work,
     pub(super) slotted: bool,
     pub(super) written: Vec<Tensor>,
-    pub(super) images: Vec<Arc<Image>>,
-}
-
-/// Dispatches in passes as long as can be: only a copy stands between two.
-struct Passes<'e> {
-    encoder: &'e mut wgpu::CommandEncoder,
-    pass: Option<wgpu::ComputePass<'static>>,
-}
-
-impl<'e> Passes<'e> {
-    fn new(encoder: &'e mut wgpu::CommandEncoder) -> Self {
-        Self { encoder, pass: None }
-    }
-
-    fn copy(&mut self, image: &Image) {
-        self.pass = None;
-        image.follow(self.encoder);
-    }
-
-    fn pass(&mut self) -> &mut wgpu::ComputePass<'static> {
-        let encoder = &mut *self.encoder;
-        self.pass.get_or_insert_with(|| encoder.begin_compute_pass(&Default::default()).forget_lifetime())
-    }
 }
 
 impl Dispatch {
-    fn encode(&self, passes: &mut Passes<'_>, slot: u32) {
-        self.encode_part(passes, slot, self.grid[0]);
+    fn encode(&self, pass: &mut wgpu::ComputePass<'_>, slot: u32) {
+        self.encode_part(pass, slot, self.grid[0]);
     }
 
     /// Only the first `width` workgroups in x.
-    fn encode_part(&self, passes: &mut Passes<'_>, slot: u32, width: u32) {
-        for image in self.images.iter().filter(|image| image.is_behind()) {
-            passes.copy(image);
-        }
-        let pass = passes.pass();
+    fn encode_part(&self, pass: &mut wgpu::ComputePass<'_>, slot: u32, width: u32) {
         pass.set_pipeline(&self.pipeline.raw);
         if self.slotted {
             pass.set_bind_group(0, &self.group, &[slot * UNIFORM_ALIGN as u32]);
@@ -82,7 +54,6 @@ impl Dispatch {
             pass.set_bind_group(0, &self.group, &[]);
         }
         pass.dispatch_workgroups(self.grid[0].min(width), self.grid[1], self.grid[2]);
-        self.written.iter().for_each(Tensor::changed);
     }
 }
 
@@ -110,11 +81,10 @@ impl Part<'_> {
         match self {
             Self::Run(program, slots) => program.encode(encoder, slots.clone()),
             Self::Fold(program, slots) => {
-                let mut passes = Passes::new(encoder);
-                program.dispatches.iter().for_each(|d| d.encode_part(&mut passes, 0, *slots));
+                let mut pass = encoder.begin_compute_pass(&Default::default());
+                program.dispatches.iter().for_each(|d| d.encode_part(&mut pass, 0, *slots));
             }
             Self::Clear(t) => {
-                t.changed();
                 encoder.clear_buffer(&t.buffer, (t.offset * 4) as u64, Some((t.span() * 4) as u64));
             }
         }
@@ -142,16 +112,16 @@ impl Program {
         self.dispatches.iter().map(|d| (d.label.as_str(), d.kernel, d.work))
     }
 
-    /// Encodes one run for each slot.
+    /// Encodes one run for each slot into one pass.
     ///
     /// # Panics
     /// Where a slot is not below [`SLOTS`].
     fn encode(&self, encoder: &mut wgpu::CommandEncoder, slots: Range<u32>) {
         assert!(slots.end <= SLOTS);
-        let mut passes = Passes::new(encoder);
+        let mut pass = encoder.begin_compute_pass(&Default::default());
         for slot in slots {
             for d in &self.dispatches {
-                d.encode(&mut passes, slot);
+                d.encode(&mut pass, slot);
             }
         }
     }
@@ -179,7 +149,7 @@ impl Program {
             .iter()
             .map(|d| {
                 let mut encoder = gpu.device.create_command_encoder(&Default::default());
-                d.encode(&mut Passes::new(&mut encoder), 0);
+                d.encode(&mut encoder.begin_compute_pass(&Default::default()), 0);
                 gpu.queue.submit([encoder.finish()]);
                 let outputs = d
                     .written
@@ -191,38 +161,35 @@ impl Program {
             .collect()
     }
 
-    /// Times `runs` runs in one submission, in seconds: by timestamps around them, or by the host's clock around
-    /// submission and wait where the device has none. Each run copies its images anew, as where every step
-    /// brings other operands.
+    /// Times `runs` runs in one submission, in seconds: by timestamps around the pass, or by the
+    /// host's clock around submission and wait where the device has none.
     ///
     /// # Errors
     /// [`Error::Device`] where the device is lost or refuses.
     pub fn time_blocking(&self, gpu: &Gpu, runs: u32) -> Result<f64> {
         if !gpu.report.timestamps {
             gpu.wait_blocking()?;
-            let mut encoder = gpu.device.create_command_encoder(&Default::default());
-            self.encode_anew(&mut Passes::new(&mut encoder), runs);
             let began = std::time::Instant::now();
-            gpu.queue.submit([encoder.finish()]);
+            self.submit(gpu, runs)?;
             gpu.wait_blocking()?;
             return Ok(began.elapsed().as_secs_f64());
         }
         let watch = Stopwatch::new(gpu, 1)?;
         let mut encoder = gpu.device.create_command_encoder(&Default::default());
-        watch.time(0, &mut encoder, &self.dispatches, |passes| self.encode_anew(passes, runs));
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+            label: Some("timed"),
+            timestamp_writes: watch.around(0),
+        });
+        for slot in 0..runs {
+            self.dispatches.iter().for_each(|d| d.encode(&mut pass, slot % SLOTS));
+        }
+        drop(pass);
         let spans = watch.read_blocking(gpu, encoder)?;
         Ok(spans[0] * 1e-9)
     }
 
-    fn encode_anew(&self, passes: &mut Passes<'_>, runs: u32) {
-        for slot in 0..runs {
-            self.dispatches.iter().flat_map(|d| &d.images).for_each(|image| image.forget());
-            self.dispatches.iter().for_each(|d| d.encode(passes, slot % SLOTS));
-        }
-    }
-
-    /// Times each dispatch, the copies that it needs included, by timestamps over one run, in nanoseconds;
-    /// `None` where the device has no timestamps.
+    /// Times each dispatch by pass timestamps over one run, in nanoseconds; `None` where the
+    /// device has no timestamps.
     ///
     /// # Errors
     /// [`Error::Device`] where the device is lost or refuses.
@@ -234,7 +201,11 @@ impl Program {
         let watch = Stopwatch::new(gpu, self.dispatches.len() as u32)?;
         let mut encoder = gpu.device.create_command_encoder(&Default::default());
         for (i, d) in self.dispatches.iter().enumerate() {
-            watch.time(i as u32, &mut encoder, [d], |passes| d.encode(passes, 0));
+            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+                label: Some(&d.label),
+                timestamp_writes: watch.around(i as u32),
+            });
+            d.encode(&mut pass, 0);
         }
         let spans = watch.read_blocking(gpu, encoder)?;
         Ok(Some(spans))
@@ -269,35 +240,12 @@ impl Stopwatch {
         })
     }
 
-    /// Encodes the dispatches in `what` between the two timestamps of a pair: those of one pass, or where copies
-    /// may split it, of two empty ones around it.
-    fn time<'d>(
-        &self,
-        pair: u32,
-        encoder: &mut wgpu::CommandEncoder,
-        dispatches: impl IntoIterator<Item = &'d Dispatch>,
-        what: impl FnOnce(&mut Passes<'_>),
-    ) {
-        let (begins, ends) = (Some(2 * pair), Some(2 * pair + 1));
-        let begin = |encoder: &mut wgpu::CommandEncoder, begins: Option<u32>, ends: Option<u32>| {
-            let desc = wgpu::ComputePassDescriptor {
-                label: Some("timed"),
-                timestamp_writes: Some(wgpu::ComputePassTimestampWrites {
-                    query_set: &self.queries,
-                    beginning_of_pass_write_index: begins,
-                    end_of_pass_write_index: ends,
-                }),
-            };
-            encoder.begin_compute_pass(&desc).forget_lifetime()
-        };
-        if dispatches.into_iter().all(|d| d.images.is_empty()) {
-            let pass = Some(begin(encoder, begins, ends));
-            what(&mut Passes { encoder, pass });
-        } else {
-            drop(begin(encoder, begins, None));
-            what(&mut Passes::new(encoder));
-            drop(begin(encoder, None, ends));
-        }
+    fn around(&self, pair: u32) -> Option<wgpu::ComputePassTimestampWrites<'_>> {
+        Some(wgpu::ComputePassTimestampWrites {
+            query_set: &self.queries,
+            beginning_of_pass_write_index: Some(2 * pair),
+            end_of_pass_write_index: Some(2 * pair + 1),
+        })
     }
 
     /// Submits what was encoded, waits, and gives each pair's nanoseconds.

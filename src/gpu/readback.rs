@@ -42,7 +42,8 @@ impl<T> Flights<T> {
     /// [`Error::Device`] where the device is lost or refuses.
     pub fn submit(&mut self, gpu: &Gpu, parts: &[Part<'_>], copy: Option<(T, &Tensor)>) -> Result<()> {
         gpu.check()?;
-        // Before anything is encoded: images count as copied from then on, so that what is encoded is submitted.
+        let mut encoder = gpu.device.create_command_encoder(&Default::default());
+        parts.iter().for_each(|part| part.encode(&mut encoder));
         let copy = match copy {
             None => None,
             Some((what, tensor)) => {
@@ -52,16 +53,12 @@ impl<T> Flights<T> {
                     Some(i) => self.spare.swap_remove(i),
                     None => gpu.guarded("allocate readback", || staging(gpu, bytes))?,
                 };
-                Some((what, tensor, buffer, bytes))
+                encoder.copy_buffer_to_buffer(&tensor.buffer, (tensor.offset * 4) as u64, &buffer, 0, bytes);
+                Some((what, buffer, bytes))
             }
         };
-        let mut encoder = gpu.device.create_command_encoder(&Default::default());
-        parts.iter().for_each(|part| part.encode(&mut encoder));
-        if let Some((_, tensor, buffer, bytes)) = &copy {
-            encoder.copy_buffer_to_buffer(&tensor.buffer, (tensor.offset * 4) as u64, buffer, 0, *bytes);
-        }
         let submission = gpu.queue.submit([encoder.finish()]);
-        let copy = copy.map(|(what, _, buffer, bytes)| {
+        let copy = copy.map(|(what, buffer, bytes)| {
             let state = Arc::new(AtomicU8::new(PENDING));
             let report = state.clone();
             buffer.map_async(wgpu::MapMode::Read, ..bytes, move |result| {

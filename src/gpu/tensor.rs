@@ -1,18 +1,20 @@
 //! Device memory with a shape: `[replica, rows, cols]`, rows padded to a multiple of four elements.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Weak;
 
 use crate::error::{Error, Result};
 use crate::gpu::device::Gpu;
-use crate::gpu::image::Image;
+use crate::gpu::image::{self, Memory};
 
 /// Rows start at multiples of this many elements, so that vec4 loads are always legal.
 pub const ROW_ALIGN: usize = 4;
 /// Tensors inside an arena start at multiples of this many elements: 256 bytes, the largest
 /// storage offset alignment that WebGPU allows a device to ask for.
 pub const ARENA_ALIGN: usize = 64;
+/// What a tensor's buffer is used for.
+pub(super) const USAGE: wgpu::BufferUsages =
+    wgpu::BufferUsages::STORAGE.union(wgpu::BufferUsages::COPY_SRC).union(wgpu::BufferUsages::COPY_DST);
 
 /// `n` rounded up to a multiple of `to`.
 pub fn round_up(n: usize, to: usize) -> usize {
@@ -35,10 +37,8 @@ pub struct Tensor {
     pub replica_stride: usize,
     /// The name in traces, errors and the driver's tools.
     pub label: String,
-    /// How often the buffer may have changed: one count for all views of it.
-    changes: Arc<AtomicU64>,
-    /// Of this view and its clones, made when first asked for.
-    image: Arc<OnceLock<Arc<Image>>>,
+    /// What the buffer lies on, where an image can lie there too.
+    pub(crate) memory: Weak<Memory>,
 }
 
 impl Tensor {
@@ -50,7 +50,7 @@ impl Tensor {
         let [replicas, rows, cols] = shape;
         let row_stride = round_up(cols, ROW_ALIGN);
         let per_replica = size(label, &[rows, row_stride])?;
-        let buffer = allocate(gpu, label, size(label, &[replicas.max(1), per_replica])?)?;
+        let (buffer, memory) = allocate(gpu, label, size(label, &[replicas.max(1), per_replica])?)?;
         Ok(Self {
             buffer,
             offset: 0,
@@ -58,8 +58,7 @@ impl Tensor {
             row_stride,
             replica_stride: per_replica,
             label: label.to_owned(),
-            changes: Arc::default(),
-            image: Arc::default(),
+            memory,
         })
     }
 
@@ -127,7 +126,7 @@ impl Tensor {
         row_stride: usize,
         replica_stride: usize,
     ) -> Self {
-        Self { offset, shape, row_stride, replica_stride, image: Arc::default(), ..self.clone() }
+        Self { offset, shape, row_stride, replica_stride, ..self.clone() }
     }
 
     /// One replica of it.
@@ -142,23 +141,6 @@ impl Tensor {
         let [replicas, _, cols] = self.shape;
         let offset = self.offset + range.start * self.row_stride;
         self.view(offset, [replicas, range.len(), cols], self.row_stride, self.replica_stride)
-    }
-
-    /// Says that the buffer may have changed: every write to it has to.
-    pub(crate) fn changed(&self) {
-        self.changes.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// The image that follows this view.
-    ///
-    /// # Errors
-    /// [`Error::Device`] where the device has no memory for it.
-    pub(crate) fn image(&self, gpu: &Gpu) -> Result<Arc<Image>> {
-        if let Some(image) = self.image.get() {
-            return Ok(image.clone());
-        }
-        let image = Arc::new(Image::new(gpu, self, &self.changes)?);
-        Ok(self.image.get_or_init(|| image).clone())
     }
 
     /// Elements from the view's first to one past its last, over all replicas.
@@ -189,7 +171,6 @@ impl Tensor {
         if data.is_empty() {
             return Ok(());
         }
-        self.changed();
         for (r, replica) in data.chunks_exact(rows * cols).enumerate() {
             let at = ((self.offset + r * self.replica_stride) * 4) as u64;
             if cols == self.row_stride {
@@ -256,7 +237,6 @@ impl Tensor {
     /// Fills the whole span with one 32-bit pattern: the tests' poison, so that an element that
     /// nobody wrote looks different from one that was written as zero.
     pub fn fill_bits(&self, gpu: &Gpu, bits: u32) {
-        self.changed();
         let data = vec![bits; self.span()];
         gpu.queue.write_buffer(&self.buffer, (self.offset * 4) as u64, bytemuck::cast_slice(&data));
     }
@@ -264,7 +244,6 @@ impl Tensor {
     /// Submits a device-side copy of the whole span into `to`, which has the same layout.
     pub(crate) fn copy_to(&self, gpu: &Gpu, to: &Self) {
         assert_eq!(self.span(), to.span(), "`{}` into `{}`", self.label, to.label);
-        to.changed();
         let mut encoder = gpu.device.create_command_encoder(&Default::default());
         encoder.copy_buffer_to_buffer(
             &self.buffer,
@@ -294,7 +273,7 @@ fn size(label: &str, factors: &[usize]) -> Result<usize> {
         .ok_or_else(|| Error::device(format!("allocate `{label}`"), "the size overflows 64 bits"))
 }
 
-fn allocate(gpu: &Gpu, label: &str, elements: usize) -> Result<wgpu::Buffer> {
+fn allocate(gpu: &Gpu, label: &str, elements: usize) -> Result<(wgpu::Buffer, Weak<Memory>)> {
     let bytes = (elements.max(ROW_ALIGN) * 4) as u64;
     let op = format!("allocate `{label}`");
     let limit = gpu.limits.max_buffer_size;
@@ -306,15 +285,19 @@ fn allocate(gpu: &Gpu, label: &str, elements: usize) -> Result<wgpu::Buffer> {
         .with_hint("use smaller layers, fewer replicas or a smaller batch"));
     }
     gpu.check()?;
-    gpu.guarded(&op, || {
-        gpu.device.create_buffer(&wgpu::BufferDescriptor {
-            label: Some(label),
-            size: bytes,
-            usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
-            mapped_at_creation: false,
-        })
-    })
-    .map_err(|e| match e {
+    let made = match gpu.takes_twins() {
+        true => image::buffer(gpu, label, bytes),
+        false => gpu.guarded(&op, || {
+            let desc = wgpu::BufferDescriptor {
+                label: Some(label),
+                size: bytes,
+                usage: USAGE,
+                mapped_at_creation: false,
+            };
+            (gpu.device.create_buffer(&desc), Weak::new())
+        }),
+    };
+    made.map_err(|e| match e {
         Error::Device { op, what, .. } => {
             Error::device(op, format!("wanted {bytes} bytes, which the device does not have ({what})"))
                 .with_hint("use smaller layers, fewer replicas or a smaller batch")

@@ -6,7 +6,6 @@
 //! | vec4 | a 4x4 register tile, operands loaded as vec4 | drivers that keep arrays in memory; where nothing else runs |
 //! | tile | workgroup-memory tiles and register tiles; `tile4` shares the k of a tile among four parts of a workgroup | GPUs |
 //! | subgroup | each lane loads other rows of A, the subgroup hands them round | narrow SIMD such as lavapipe |
-//! | subgroup, image | the same shader, with A and B in images that follow them | lavapipe, where a product is large |
 //!
 //! Any of the last three may split K: partial products first, then `matmul_reduce` adds them in a
 //! fixed order and applies the epilogue.
@@ -37,7 +36,7 @@ pub const SPLITS: [u32; 2] = [1, 4];
 
 /// A member with its tile.
 pub struct Variant {
-    /// Member and tile, `subgroup8-64x32`: the name in profiles, benchmarks and doctor. The number before the dash
+    /// Member and tile, `subgroup8-32x64`: the name in profiles, benchmarks and doctor. The number before the dash
     /// says a subgroup's lanes, or a tile's slices of k.
     pub name: &'static str,
     /// The shader.
@@ -48,8 +47,6 @@ pub struct Variant {
     pub tile: [u32; 2],
     /// The exact subgroup size it needs, or 0.
     pub lanes: u32,
-    /// Whether it reads A and B as images that follow them.
-    pub images: bool,
 }
 
 impl std::fmt::Debug for Variant {
@@ -61,7 +58,7 @@ impl std::fmt::Debug for Variant {
 impl Variant {
     /// Whether this device can run it.
     pub fn runs_on(&self, gpu: &Gpu) -> bool {
-        (self.lanes == 0 || gpu.has_subgroups_of(self.lanes)) && (!self.images || gpu.takes_twins())
+        self.lanes == 0 || gpu.has_subgroups_of(self.lanes)
     }
 
     /// Whether K can be split.
@@ -77,14 +74,13 @@ impl Variant {
 }
 
 macro_rules! subgroup {
-    ($name:literal, $lanes:literal, $blocks:literal, $vecs:literal, $images:literal) => {
+    ($name:literal, $lanes:literal, $blocks:literal, $vecs:literal) => {
         Variant {
             name: $name,
             kernel: &SUBGROUP,
             constants: &[("LANES", $lanes), ("ROW_BLOCKS", $blocks), ("COL_VECS", $vecs)],
             tile: [$lanes * $blocks, $lanes * $vecs * 4],
             lanes: $lanes,
-            images: $images,
         }
     };
 }
@@ -96,7 +92,6 @@ macro_rules! vec4 {
             constants: &[("GROUP_ROWS", $group_rows), ("GROUP_COLS", $group_cols)],
             tile: [4 * $group_rows, 4 * $group_cols],
             lanes: 0,
-            images: false,
         }
     };
 }
@@ -115,32 +110,26 @@ macro_rules! tile {
             ],
             tile: [$rows * $group_rows, 4 * $vecs * $group_cols],
             lanes: 0,
-            images: false,
         }
     };
 }
 
 /// Every variant there is, the baseline first.
 pub static VARIANTS: &[Variant] = &[
-    Variant { name: "plain", kernel: &PLAIN, constants: &[], tile: [8, 8], lanes: 0, images: false },
+    Variant { name: "plain", kernel: &PLAIN, constants: &[], tile: [8, 8], lanes: 0 },
     vec4!("vec4-32x32", 8, 8),
     tile!("tile-64x64", 8, 2, 8, 8, 1, 16),
     tile!("tile2-32x32", 4, 1, 8, 8, 2, 32),
     tile!("tile4-32x32", 4, 1, 8, 8, 4, 48),
     tile!("tile4-16x16", 1, 1, 16, 4, 4, 64),
-    subgroup!("subgroup4-8x16", 4, 2, 1, false),
-    subgroup!("subgroup4-32x32", 4, 8, 2, false),
-    subgroup!("subgroup4-32x32-image", 4, 8, 2, true),
-    subgroup!("subgroup8-16x64", 8, 2, 2, false),
-    subgroup!("subgroup8-32x32", 8, 4, 1, false),
-    subgroup!("subgroup8-64x32", 8, 8, 1, false),
-    subgroup!("subgroup8-32x32-image", 8, 4, 1, true),
-    subgroup!("subgroup8-16x64-image", 8, 2, 2, true),
-    subgroup!("subgroup8-32x64-image", 8, 4, 2, true),
-    subgroup!("subgroup16-16x64", 16, 1, 1, false),
-    subgroup!("subgroup16-64x64", 16, 4, 1, false),
-    subgroup!("subgroup16-32x64-image", 16, 2, 1, true),
-    subgroup!("subgroup32-64x128", 32, 2, 1, false),
+    subgroup!("subgroup4-8x16", 4, 2, 1),
+    subgroup!("subgroup4-32x32", 4, 8, 2),
+    subgroup!("subgroup8-16x64", 8, 2, 2),
+    subgroup!("subgroup8-32x32", 8, 4, 1),
+    subgroup!("subgroup8-32x64", 8, 4, 2),
+    subgroup!("subgroup16-16x64", 16, 1, 1),
+    subgroup!("subgroup16-32x64", 16, 2, 1),
+    subgroup!("subgroup32-64x128", 32, 2, 1),
 ];
 
 /// The variant of that name.
@@ -184,12 +173,6 @@ pub struct Choice {
     pub splits: u32,
 }
 
-/// FLOPs of a product from which on copying A and B into images pays: at 64 x 256 x 256, 8.4 MFLOP, `tune` finds both
-/// ways even, at half of it pairs ahead. A copy splits the pass in two, which takes lavapipe some 20 us.
-const IMAGES_FROM: usize = 8_000_000;
-/// The same for subgroups that do not load by pairs: 128 x 10 x 800, 2 MFLOP, takes half as long from images.
-const IMAGES_FROM_WIDE: usize = 2_000_000;
-
 /// How far a member walks K in one part. lavapipe ends the loops of an invocation after 65,535 rounds, in
 /// silence, and counts those of all its loops together; which of them it unrolls is its own affair. A
 /// member that is gone, a tile of 128x128, was seen to stop at 65,400; the tests hold each to this.
@@ -206,7 +189,7 @@ impl Choice {
         REACH * self.splits as usize
     }
 
-    /// `subgroup8-64x32/4`; the part after the slash only where K is split.
+    /// `subgroup8-32x64/4`; the part after the slash only where K is split.
     pub fn text(&self) -> String {
         match self.splits {
             1 => self.variant.name.to_owned(),
@@ -297,27 +280,17 @@ impl Question {
 
     /// For drivers on the CPU. All that stands here adds in ascending k, so the bits do not depend on the choice.
     fn on_software(&self, gpu: &Gpu) -> &'static str {
-        let Self { replicas, m, n, k, .. } = *self;
-        let subgroup = gpu.report.subgroup;
-        let from = if subgroup == [16, 16] { IMAGES_FROM_WIDE } else { IMAGES_FROM };
-        let images = gpu.takes_twins() && 2 * replicas * m * n * k >= from;
-        match subgroup {
+        let Self { form, m, n, .. } = *self;
+        match gpu.report.subgroup {
             // A driver that keeps arrays in memory: SwiftShader.
             _ if !gpu.is_lavapipe() => "vec4-32x32",
-            [4, 4] if images => "subgroup4-32x32-image",
-            [4, 4] if m * n <= 32 * 64 => "subgroup4-8x16",
+            [4, 4] if n <= 16 => "subgroup4-8x16",
             [4, 4] => "subgroup4-32x32",
-            [8, 8] if images && m <= 16 && n > 32 => "subgroup8-16x64-image",
-            [8, 8] if images && (n <= 32 || self.form == Form::Forward && m <= 128) => {
-                "subgroup8-32x32-image"
-            }
-            [8, 8] if images => "subgroup8-32x64-image",
             [8, 8] if m <= 16 && n > 32 => "subgroup8-16x64",
-            [8, 8] if m <= 32 || replicas * m * n <= 32 * 64 => "subgroup8-32x32",
-            [8, 8] => "subgroup8-64x32",
-            [16, 16] if images && m > 16 => "subgroup16-32x64-image",
-            [16, 16] if m <= 16 || m * n <= 64 * 64 => "subgroup16-16x64",
-            [16, 16] => "subgroup16-64x64",
+            [8, 8] if n <= 32 || form == Form::Forward && m <= 128 => "subgroup8-32x32",
+            [8, 8] => "subgroup8-32x64",
+            [16, 16] if m <= 16 => "subgroup16-16x64",
+            [16, 16] => "subgroup16-32x64",
             _ => "vec4-32x32",
         }
     }

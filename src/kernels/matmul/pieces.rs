@@ -100,7 +100,7 @@ pub(super) fn dispatch(
             grid: [x, count, z],
             work,
         };
-        plan.dispatch_with_images(piece, if variant.images { &["a", "b"] } else { &[] })?;
+        plan.dispatch(piece)?;
     }
     Ok(())
 }
