@@ -59,11 +59,12 @@ fn parsed() -> Vec<Parsed> {
     variants().into_iter().map(Parsed::new).collect()
 }
 
-/// As lavapipe gets them with subgroups of `lanes`: with storage read as images and written by pairs of floats.
-fn twinned(lanes: u32) -> Vec<Parsed> {
+/// As lavapipe gets them with subgroups of `lanes`: with storage read as images or by pairs of floats, and written
+/// by pairs.
+fn twinned(lanes: u32, by_images: bool) -> Vec<Parsed> {
     let parse = |variant: Variant| {
         let refuse = |words: String| -> ! { panic!("{} with twins: {words}", variant.name()) };
-        let (module, _) = twins::twinned(&variant.source, lanes).unwrap_or_else(|e| refuse(e));
+        let (module, _) = twins::twinned(&variant.source, lanes, by_images).unwrap_or_else(|e| refuse(e));
         let info = Validator::new(ValidationFlags::all(), claimed(&variant) | Capabilities::SHADER_INT64)
             .validate(&module)
             .unwrap_or_else(|e| refuse(e.to_string()));
@@ -125,10 +126,10 @@ fn spirv_is_valid() {
     let mut jobs = Vec::new();
     let mut planted = Vec::new();
     let whole = parsed().into_iter().map(|p| (p, "", &VULKAN[..]));
-    let twins = [8, 16].map(|lanes| (lanes, twinned(lanes)));
-    let twins = twins.into_iter().flat_map(|(lanes, all)| all.into_iter().map(move |p| (p, lanes)));
-    let twins =
-        twins.map(|(p, lanes)| (p, if lanes == 8 { ", twins" } else { ", twins of 16 lanes" }, &VULKAN[2..]));
+    let ways = [(8, true, ", loads from images"), (8, false, ", by pairs"), (16, false, ", stores by pairs")];
+    let twins = ways.into_iter().flat_map(|(lanes, by_images, how)| {
+        twinned(lanes, by_images).into_iter().map(move |p| (p, how, &VULKAN[2..]))
+    });
     for (Parsed { variant, module, info }, how, targets) in whole.chain(twins) {
         for checked in CHECKED {
             for (target, lang_version) in targets.iter().copied() {

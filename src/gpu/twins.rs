@@ -97,11 +97,12 @@ type Twins = HashMap<Handle<GlobalVariable>, Twin>;
 
 /// Parses a shader so that its `array<vec4<f32>>` and `array<mat2x4<f32>>` in storage are read as images and written by
 /// pairs of floats, wherever an element is only ever taken whole and that pays for subgroups of `lanes` lanes. The
-/// device must have `SHADER_INT64`. Gives the names of those that are images as well, at [`IMAGES`].
+/// device must have `SHADER_INT64`. Gives the names of those that are images as well, at [`IMAGES`]; none but
+/// `by_images`, without which loads go by pairs too.
 ///
 /// # Errors
 /// The parser's message, with the place in the text.
-pub fn twinned(source: &str, lanes: u32) -> Result<(Module, Vec<String>), String> {
+pub fn twinned(source: &str, lanes: u32, by_images: bool) -> Result<(Module, Vec<String>), String> {
     let parse = |text: &str| naga::front::wgsl::parse_str(text).map_err(|e| e.emit_to_string(text));
     let module = parse(source)?;
     // In front of the source, for in a naga module a function comes before those that call it.
@@ -110,7 +111,7 @@ pub fn twinned(source: &str, lanes: u32) -> Result<(Module, Vec<String>), String
     for (handle, var) in module.global_variables.iter() {
         let Some(form) = text_of(&module, var).filter(|_| taken_whole(&module, handle)) else { continue };
         let uses = Uses::of(&module, handle);
-        let image = uses.loads && !uses.loads_after_a_store;
+        let image = by_images && uses.loads && !uses.loads_after_a_store;
         if image || lanes <= LANES_OF_PAIRS || !uses.loads {
             text += &twin(var, form, image);
             images.extend(var.name.clone().filter(|_| image));
@@ -380,7 +381,11 @@ mod tests {
 
     /// Names of the storage and images that the shader touches after [`twinned`].
     fn touched(source: &str, lanes: u32) -> Vec<String> {
-        let (module, images) = twinned(source, lanes).expect("the source parses");
+        touched_by(source, lanes, true)
+    }
+
+    fn touched_by(source: &str, lanes: u32, by_images: bool) -> Vec<String> {
+        let (module, images) = twinned(source, lanes, by_images).expect("the source parses");
         let mut validator = Validator::new(ValidationFlags::all(), Capabilities::SHADER_INT64);
         let info = validator.validate(&module).expect("what comes out is valid");
         let usage = info.get_entry_point(0);
@@ -421,6 +426,8 @@ mod tests {
         for lanes in [8, 16] {
             assert_eq!(touched(&nested, lanes), ["x_image", "y_pairs", "m_pairs", "m_image", "z"]);
         }
+        assert_eq!(touched_by(&nested, 8, false), ["x_pairs", "y_pairs", "m_pairs", "z"]);
+        assert_eq!(touched_by(&nested, 16, false), ["y_pairs", "x", "z", "m"]);
     }
 
     #[test]
@@ -470,7 +477,7 @@ mod tests {
 
     #[test]
     fn a_text_that_does_not_parse_is_refused_in_the_words_of_the_parser() {
-        let words = twinned("fn main( {", 8).expect_err("that is no shader");
+        let words = twinned("fn main( {", 8, true).expect_err("that is no shader");
         assert!(words.contains("fn main( {"), "{words}");
     }
 }

@@ -92,7 +92,7 @@ pub const TYPICAL: [&str; 7] = [
 
 /// The smallest tile of each member (and width): doctor shows these every epilogue, for drivers compile
 /// them soonest, and the other tiles those of a run.
-pub(super) const SMALLEST: [&str; 7] = [
+pub const SMALLEST: [&str; 7] = [
     "plain",
     "vec4-32x32",
     "tile4-16x16",
