@@ -97,7 +97,7 @@ type Twins = HashMap<Handle<GlobalVariable>, Twin>;
 
 /// Parses a shader so that its `array<vec4<f32>>` and `array<mat2x4<f32>>` in storage are read as images and written by
 /// pairs of floats, wherever an element is only ever taken whole and that pays for subgroups of `lanes` lanes. The
-/// device must have `SHADER_INT64`. Gives the names of those that are images as well, at [`IMAGES`]; none but
+/// device must have `SHADER_INT64`. Gives the names of those that are images as well, at bindings of their own; none but
 /// `by_images`, without which loads go by pairs too.
 ///
 /// # Errors
