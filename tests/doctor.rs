@@ -1,7 +1,7 @@
 //! Doctor says that a right device is right and that a wrong kernel is wrong.
 
 use limbeck::error::Error;
-use limbeck::gpu::{AdapterChoice, Gpu};
+use limbeck::gpu::{AdapterChoice, Gpu, Kernel};
 use limbeck::kernels::head::Soft;
 use limbeck::kernels::matmul::Form;
 use limbeck::kernels::matmul::family::{PLAIN, Question, REDUCE, SUBGROUP, TILE, VEC4, named};
@@ -19,7 +19,7 @@ fn other_term(case: &Case) -> bool {
 }
 
 /// Doctor's cases of `name` on a device on which `from` was replaced by `to` in one kernel's text.
-fn examine_with(kernel: &'static limbeck::gpu::Kernel, name: &str, from: &str, to: &str) -> Examined {
+fn examine_with(kernel: &'static Kernel, name: &str, from: &str, to: &str) -> Examined {
     let gpu = open();
     gpu.plant(kernel, |text| {
         assert!(text.contains(from), "{}: no `{from}` to plant a fault in", kernel.name);
@@ -65,10 +65,11 @@ fn a_right_device_is_healthy_and_the_report_says_what_was_seen() {
     assert!(report.to_string().contains("all is well"), "{report}");
 }
 
-/// The small slips that a kernel's author makes; each must be seen by the kernel's own check.
+/// The small slips that a kernel's author makes, in the matmul family and then elsewhere: each must be seen by the kernel's
+/// own check.
 #[test]
-fn planted_faults_make_doctor_fail() {
-    let faults = [
+fn planted_faults_in_products_are_seen() {
+    see(&[
         (&PLAIN, "matmul", "i < params.k;", "i + 1u < params.k;"),
         (&PLAIN, "matmul", "row * params.a_stride + i", "row * params.a_stride + i + 1u"),
         (&PLAIN, "matmul", "bias[replica * params.bias_replica + col]", "bias[col]"),
@@ -85,6 +86,12 @@ fn planted_faults_make_doctor_fail() {
         (&VEC4, "matmul", "x += extra[at];", ""),
         (&PLAIN, "matmul", "row_sum += extra[at];", ""),
         (&PLAIN, "matmul", "if row >= params.m ||", "if row > params.m ||"),
+    ]);
+}
+
+#[test]
+fn planted_faults_in_other_kernels_make_doctor_fail() {
+    see(&[
         (&head::KERNEL, "head", "now.soft_weight * t;", "now.soft_weight;"),
         (&head::KERNEL, "head", "var soft_loss = t * t *", "var soft_loss = t *"),
         (&head::KERNEL, "head", "x > top.xz", "x >= top.xz"),
@@ -115,8 +122,14 @@ fn planted_faults_make_doctor_fail() {
         (&adam::KERNEL, "adam", "params.rest_2 * g[j] * g[j]", "params.rest_2 * g[j]"),
         (&adam::KERNEL, "adam", "+ params.epsilon)", ")"),
         (&adam::KERNEL, "adam", "w -= lr * params.weight_decay * w", "w -= params.weight_decay * w"),
-    ];
-    for (kernel, name, from, to) in faults {
+    ]);
+}
+
+/// A kernel, doctor's name for it, and what is replaced in its text by what.
+type Fault = (&'static Kernel, &'static str, &'static str, &'static str);
+
+fn see(faults: &[Fault]) {
+    for &(kernel, name, from, to) in faults {
         let examined = examine_with(kernel, name, from, to);
         assert_eq!(examined.kernels.len(), 1);
         let what = format!("{}: `{from}` -> `{to}`", kernel.name);
