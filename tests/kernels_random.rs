@@ -75,7 +75,8 @@ fn matmul_holds_on_drawn_cases() {
             Case::Matmul(case)
         },
     );
-    hold("matmul", 400, strategy);
+    // As many draws for each choice that this device has.
+    hold("matmul", 15 * Choice::all(&GPU).len() as u32, strategy);
 }
 
 /// Any soft term with any parameters; every third plain forward KL, which has the most forms.
