@@ -78,20 +78,9 @@ fn matmul_case(i: usize, choice: Choice, replicas: usize, [m, n, k]: [usize; 3],
     })
 }
 
-/// One tile of each member (and width): these are seen with every epilogue. The other tiles differ from them in their loops, not in what follows, and drivers take a second and more to compile each
-/// combination; so they are seen with what the loops do themselves.
-pub const TYPICAL: [&str; 7] = [
-    "plain",
-    "vec4-32x32",
-    "tile2-32x32",
-    "subgroup4-32x32",
-    "subgroup8-16x64",
-    "subgroup16-16x64",
-    "subgroup32-64x128",
-];
-
-/// The smallest tile of each member (and width): doctor shows these every epilogue, for drivers compile
-/// them soonest, and the other tiles those of a run.
+/// The smallest tile of each member (and width): these are seen with every epilogue. The other tiles differ from them in
+/// their loops, not in what follows, and drivers take a second and more to compile each combination; so they are seen
+/// with what the loops do themselves and what a run asks for.
 pub const SMALLEST: [&str; 7] = [
     "plain",
     "vec4-32x32",
@@ -115,12 +104,12 @@ fn asked_by_doctor(choice: &Choice, form: Form, ends: &Ends) -> bool {
 
 /// A product whose K is split is made by a member without an epilogue and by matmul_reduce with one:
 /// all epilogues are seen where one member splits, and elsewhere those that the member itself does.
-fn asked(choice: &Choice, ends: &Ends) -> bool {
-    let typical = TYPICAL.contains(&choice.variant.name);
-    match (typical, choice.splits) {
+fn asked(choice: &Choice, form: Form, ends: &Ends) -> bool {
+    let smallest = SMALLEST.contains(&choice.variant.name);
+    match (smallest, choice.splits) {
         (true, 1) => true,
         (true, _) => choice.variant.name == "vec4-32x32" || ends.is_bare(),
-        (false, 1) => ends.is_bare(),
+        (false, 1) => ends.is_bare() || ends.is_usual(form),
         (false, _) => ends.is_bare() && ends.row_sums,
     }
 }
@@ -152,9 +141,10 @@ pub fn long_products() -> Vec<Case> {
     };
     let mut all = Vec::new();
     for choice in choices() {
-        let typical = TYPICAL.contains(&choice.variant.name);
-        let bare = Ends::all().into_iter().enumerate().filter(|(_, (_, e))| e.is_bare() && asked(&choice, e));
-        all.extend(bare.take(if typical { usize::MAX } else { 1 }).map(|(option, _)| of(choice, option)));
+        let smallest = SMALLEST.contains(&choice.variant.name);
+        let bare =
+            Ends::all().into_iter().enumerate().filter(|(_, (f, e))| e.is_bare() && asked(&choice, *f, e));
+        all.extend(bare.take(if smallest { usize::MAX } else { 1 }).map(|(option, _)| of(choice, option)));
     }
     all
 }
@@ -382,7 +372,7 @@ pub fn thorough() -> Vec<Case> {
         updates(&[1, 3, 31, 64, 65, 257, 1021, 66_000]),
     ];
     [
-        matmuls(&MATMUL_SIZES, |c, _, e| asked(c, e)),
+        matmuls(&MATMUL_SIZES, asked),
         long_products(),
         heads(&HEAD_SIZES),
         wide_heads(),
