@@ -189,8 +189,7 @@ pub(crate) struct Pipeline {
 
 type Key = (&'static str, Constants);
 
-/// Pipelines by kernel, constants and what is read as images, and the texts that [`Gpu::plant`] put in place of a
-/// kernel's own.
+/// Pipelines by kernel and constants, and the texts that [`Gpu::plant`] put in place of a kernel's own.
 #[derive(Default)]
 pub(crate) struct PipelineCache {
     built: Mutex<HashMap<Key, Arc<Pipeline>>>,
@@ -202,8 +201,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 impl Gpu {
-    /// The pipeline for a kernel with constants, reading the bindings named in `images` as such, from the cache
-    /// or built now.
+    /// The pipeline for a kernel with constants, from the cache or built now.
     pub(crate) fn pipeline(&self, kernel: &Kernel, constants: &Constants) -> Result<Arc<Pipeline>> {
         let key = (kernel.name, constants.clone());
         let mut cache = lock(&self.pipelines.built);

@@ -155,7 +155,7 @@ fn variants_of(stem: &str) -> Vec<Constants> {
             })
             .collect()
     };
-    // Reading images changes no constant, and matmul_reduce has none of the transpositions.
+    // matmul_reduce has none of the transpositions.
     all.into_iter().fold(Vec::new(), |mut distinct, constants| {
         if !distinct.contains(&constants) {
             distinct.push(constants);
