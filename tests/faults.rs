@@ -71,7 +71,7 @@ fn every_operation_on_a_lost_device_is_an_error() {
     let mut begun = Plan::new(&gpu);
     metrics::record(&mut begun, "begun", &tensor, &metrics).expect("a dispatch");
     let mut flights = Flights::default();
-    flights.submit(&gpu, &[Part::Run(&program, 0..1)], Some(((), &metrics))).expect("a submission");
+    flights.submit(&gpu, &[Part::run(&program, 0..1)], Some(((), &metrics))).expect("a submission");
 
     gpu.lose();
 
@@ -91,7 +91,7 @@ fn every_operation_on_a_lost_device_is_an_error() {
     device_error(program.trace_blocking(&gpu), "trace");
     device_error(program.profile_blocking(&gpu), "profile");
     device_error(
-        flights.submit(&gpu, &[Part::Run(&program, 0..1)], Some(((), &metrics))),
+        flights.submit(&gpu, &[Part::run(&program, 0..1)], Some(((), &metrics))),
         "submit with a copy",
     );
     device_error(flights.arrived(&gpu, true), "wait for a copy");

@@ -309,20 +309,20 @@ impl Step {
         step::write(gpu, &self.ring, &slots)?;
         let slots = (slots.len() / self.replicas()) as u32;
         let mut parts = match &self.update {
-            None => vec![Part::Run(&self.program, 0..slots)],
+            None => vec![Part::run(&self.program, 0..slots)],
             Some(update) => (0..slots)
                 .step_by(self.micro.count)
                 .flat_map(|first| {
                     let end = first + self.micro.count as u32;
                     [
-                        Part::Clear(&self.gradient.whole),
-                        Part::Run(&self.program, first..end),
-                        Part::Run(update, end - 1..end),
+                        Part::clear(&self.gradient.whole),
+                        Part::run(&self.program, first..end),
+                        Part::run(update, end - 1..end),
                     ]
                 })
                 .collect(),
         };
-        parts.push(Part::Fold(&self.tally, slots));
+        parts.push(Part::fold(&self.tally, slots));
         flights.submit(gpu, &parts, Some((what, &self.report)))
     }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::gpu::adapter::{AdapterChoice, AdapterReport, choose, enumerate};
+use crate::gpu::direct;
 use crate::gpu::environment::{self, LAVAPIPE_THREADS};
 use crate::gpu::image;
 use crate::gpu::pipeline::PipelineCache;
@@ -47,6 +48,7 @@ pub struct Gpu {
     /// Answers measured earlier on this device; empty unless a profile was named.
     pub profile: Profile,
     twins: bool,
+    direct: bool,
     choice: AdapterChoice,
     faults: Faults,
     nothing: OnceLock<Tensor>,
@@ -115,6 +117,7 @@ impl Gpu {
         let twins = report.is_lavapipe()
             && features.contains(wgpu::Features::SHADER_INT64)
             && image::can_lie_over_tensors(&device, &limits);
+        let direct = !choice.checked && direct::reaches(&device);
         Ok(Self {
             device,
             queue,
@@ -124,6 +127,7 @@ impl Gpu {
             checked: choice.checked,
             profile,
             twins,
+            direct,
             choice: choice.clone(),
             faults,
             nothing: OnceLock::new(),
@@ -175,6 +179,11 @@ impl Gpu {
         self.twins
     }
 
+    /// True where dispatches are encoded past wgpu ([`crate::gpu::direct`]).
+    pub(crate) fn is_direct(&self) -> bool {
+        self.direct
+    }
+
     /// From now on, a kernel that is one of several for the same work is not chosen on this device:
     /// it was found to be wrong here.
     pub fn avoid(&self, kernel: &str) {
@@ -210,6 +219,11 @@ impl Gpu {
         }
         let scrap = Tensor::zeros(self, "nothing", [1, 1, 4])?;
         Ok(self.nothing.get_or_init(|| scrap).clone())
+    }
+
+    /// Whether `tensor` is that scrap.
+    pub(crate) fn is_nothing(&self, tensor: &Tensor) -> bool {
+        self.nothing.get().is_some_and(|nothing| nothing.buffer == tensor.buffer)
     }
 
     /// The first fault that the device has reported so far, as an error.
@@ -255,25 +269,15 @@ impl Gpu {
 
     /// Waits for a submission, or with `None` for all of them. One of the two named waits.
     pub(crate) fn wait(&self, submission: Option<wgpu::SubmissionIndex>) -> Result<()> {
-        self.poll_with(wgpu::PollType::Wait {
-            submission_index: submission,
-            timeout: Some(Duration::from_secs(600)),
-        })
+        self.poll_with(until(submission))
     }
 
     fn poll_with(&self, how: wgpu::PollType) -> Result<()> {
         self.check()?;
-        // wgpu panics in poll when the device is lost; for us that is an error like any other.
-        let polled = QUIET.with(|quiet| {
-            quiet.set(true);
-            let polled = catch_unwind(AssertUnwindSafe(|| self.device.poll(how)));
-            quiet.set(false);
-            polled
-        });
-        match polled {
-            Ok(Ok(_)) => self.check(),
-            Ok(Err(e)) => Err(Error::device("wait for the device", e.to_string())),
-            Err(_) => {
+        match polled(&self.device, how) {
+            Some(Ok(_)) => self.check(),
+            Some(Err(e)) => Err(Error::device("wait for the device", e.to_string())),
+            None => {
                 self.faults.put("device lost", "the driver gave up while polling".to_owned());
                 self.check()
             }
@@ -287,6 +291,24 @@ impl Gpu {
     pub fn wait_blocking(&self) -> Result<()> {
         self.wait(None)
     }
+}
+
+/// How to wait for a submission, or with `None` for all of them.
+pub(super) fn until(submission_index: Option<wgpu::SubmissionIndex>) -> wgpu::PollType {
+    wgpu::PollType::Wait { submission_index, timeout: Some(Duration::from_secs(600)) }
+}
+
+/// Polls; `None` where the device is lost, for which wgpu panics: for us that is an error like any other.
+pub(super) fn polled(
+    device: &wgpu::Device,
+    how: wgpu::PollType,
+) -> Option<std::result::Result<wgpu::PollStatus, wgpu::PollError>> {
+    QUIET.with(|quiet| {
+        quiet.set(true);
+        let polled = catch_unwind(AssertUnwindSafe(|| device.poll(how)));
+        quiet.set(false);
+        polled.ok()
+    })
 }
 
 thread_local! {

@@ -189,9 +189,17 @@ pub(crate) fn over(gpu: &Gpu, tensor: &Tensor) -> Result<wgpu::TextureView> {
     };
     // No layout yet: a software driver has but one, and leaves the memory as it is.
     let state = wgpu::TextureUses::UNINITIALIZED;
-    gpu.guarded(&op, || unsafe {
-        gpu.device.create_texture_from_hal::<Vulkan>(texture, &desc, state).create_view(&Default::default())
-    })
+    let texture =
+        gpu.guarded(&op, || unsafe { gpu.device.create_texture_from_hal::<Vulkan>(texture, &desc, state) })?;
+    if gpu.is_direct() {
+        // What wgpu does not see read it does not bring into the layout for it.
+        let mut encoder = gpu.device.create_command_encoder(&Default::default());
+        let state = wgpu::TextureUses::STORAGE_READ_ONLY;
+        let read = wgpu::TextureTransition { texture: &texture, selector: None, state };
+        encoder.transition_resources(std::iter::empty(), std::iter::once(read));
+        gpu.queue.submit([encoder.finish()]);
+    }
+    Ok(texture.create_view(&Default::default()))
 }
 
 unsafe fn laid_over(

@@ -5,6 +5,8 @@
 
 pub mod adapter;
 pub mod device;
+#[cfg_attr(target_vendor = "apple", path = "no_direct.rs")]
+mod direct;
 pub mod environment;
 #[cfg_attr(target_vendor = "apple", path = "no_image.rs")]
 mod image;

@@ -10,7 +10,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::error::{Error, Result};
 use crate::gpu::device::Gpu;
+use crate::gpu::direct;
 use crate::gpu::image;
+use crate::gpu::program::Bound;
 use crate::gpu::twins::{IMAGES, twinned};
 
 /// The workgroup memory that every WebGPU device has, in bytes.
@@ -133,58 +135,90 @@ pub struct Reflection {
 /// # Errors
 /// The parser's message, with the place in the text.
 pub fn reflect(source: &str) -> std::result::Result<Reflection, String> {
-    let module = naga::front::wgsl::parse_str(source).map_err(|e| e.emit_to_string(source))?;
-    let gctx = module.to_ctx();
-    let size = |ty: naga::Handle<naga::Type>| module.types[ty].inner.size(gctx) as usize;
-    let mut bindings = Vec::new();
-    let mut workgroup_memory = 0;
-    for (_, var) in module.global_variables.iter() {
-        let access = match var.space {
-            naga::AddressSpace::Uniform => Access::Uniform,
-            naga::AddressSpace::Storage { access } if access.contains(naga::StorageAccess::STORE) => {
-                Access::ReadWrite
-            }
-            naga::AddressSpace::Storage { .. } => Access::Read,
-            naga::AddressSpace::WorkGroup => {
-                workgroup_memory += size(var.ty) as u32;
-                continue;
-            }
-            _ => continue,
-        };
-        let Some(binding) = var.binding else { continue };
-        // A runtime-sized array of structs is described by its element.
-        let element = match module.types[var.ty].inner {
-            naga::TypeInner::Array { base, .. } => base,
-            _ => var.ty,
-        };
-        let members = match &module.types[element].inner {
-            naga::TypeInner::Struct { members, .. } => members
-                .iter()
-                .map(|m| {
-                    let name = m.name.clone().unwrap_or_default();
-                    (name, m.offset as usize, size(m.ty))
-                })
-                .collect(),
-            _ => Vec::new(),
-        };
-        bindings.push(Binding {
-            name: var.name.clone().unwrap_or_default(),
-            index: binding.binding,
-            access,
-            members,
-            size: size(element),
-        });
+    Reflection::of(&parse(source)?)
+}
+
+fn parse(source: &str) -> std::result::Result<naga::Module, String> {
+    naga::front::wgsl::parse_str(source).map_err(|e| e.emit_to_string(source))
+}
+
+impl Reflection {
+    fn of(module: &naga::Module) -> std::result::Result<Self, String> {
+        let gctx = module.to_ctx();
+        let size = |ty: naga::Handle<naga::Type>| module.types[ty].inner.size(gctx) as usize;
+        let mut bindings = Vec::new();
+        let mut workgroup_memory = 0;
+        for (_, var) in module.global_variables.iter() {
+            let access = match var.space {
+                naga::AddressSpace::Uniform => Access::Uniform,
+                naga::AddressSpace::Storage { access } if access.contains(naga::StorageAccess::STORE) => {
+                    Access::ReadWrite
+                }
+                naga::AddressSpace::Storage { .. } => Access::Read,
+                naga::AddressSpace::WorkGroup => {
+                    workgroup_memory += size(var.ty) as u32;
+                    continue;
+                }
+                _ => continue,
+            };
+            let Some(binding) = var.binding else { continue };
+            // A runtime-sized array of structs is described by its element.
+            let element = match module.types[var.ty].inner {
+                naga::TypeInner::Array { base, .. } => base,
+                _ => var.ty,
+            };
+            let members = match &module.types[element].inner {
+                naga::TypeInner::Struct { members, .. } => members
+                    .iter()
+                    .map(|m| {
+                        let name = m.name.clone().unwrap_or_default();
+                        (name, m.offset as usize, size(m.ty))
+                    })
+                    .collect(),
+                _ => Vec::new(),
+            };
+            bindings.push(Binding {
+                name: var.name.clone().unwrap_or_default(),
+                index: binding.binding,
+                access,
+                members,
+                size: size(element),
+            });
+        }
+        bindings.sort_by_key(|b| b.index);
+        let entry = module.entry_points.first().ok_or("the shader has no entry point")?;
+        Ok(Self { bindings, workgroup_size: entry.workgroup_size, workgroup_memory })
     }
-    bindings.sort_by_key(|b| b.index);
-    let entry = module.entry_points.first().ok_or("the shader has no entry point")?;
-    Ok(Reflection { bindings, workgroup_size: entry.workgroup_size, workgroup_memory })
 }
 
 /// A kernel with its constants, ready to be dispatched.
 pub(crate) struct Pipeline {
-    pub(crate) raw: wgpu::ComputePipeline,
-    pub(crate) layout: wgpu::BindGroupLayout,
+    built: Built,
     pub(crate) reflection: Reflection,
+}
+
+enum Built {
+    /// By wgpu.
+    Tracked(wgpu::ComputePipeline, wgpu::BindGroupLayout),
+    /// Past it.
+    Direct(Arc<direct::Pipeline>),
+}
+
+impl Pipeline {
+    /// Binds buffers and images, in the order of the reflected bindings.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where the device refuses.
+    pub(crate) fn bind(&self, gpu: &Gpu, label: &str, entries: &[wgpu::BindGroupEntry<'_>]) -> Result<Bound> {
+        let op = format!("bind `{label}`");
+        match &self.built {
+            Built::Direct(pipeline) => pipeline.bind(gpu, &op, entries).map(Bound::Direct),
+            Built::Tracked(pipeline, layout) => gpu.guarded(&op, || {
+                let desc = wgpu::BindGroupDescriptor { label: Some(label), layout, entries };
+                Bound::Tracked(pipeline.clone(), gpu.device.create_bind_group(&desc))
+            }),
+        }
+    }
 }
 
 type Key = (&'static str, Constants);
@@ -226,7 +260,8 @@ impl Gpu {
         let planted = lock(&self.pipelines.planted).get(kernel.name).cloned();
         let checked = self.checked || planted.is_some();
         let source = kernel.specialise_text(planted.as_deref().unwrap_or(kernel.source), constants);
-        let mut reflection = reflect(&source).map_err(|e| Error::device(&op, e))?;
+        let mut module = parse(&source).map_err(|e| Error::device(&op, e))?;
+        let mut reflection = Reflection::of(&module).map_err(|e| Error::device(&op, e))?;
         let invocations: u32 = reflection.workgroup_size.iter().product();
         for (what, wanted, limit) in [
             (
@@ -240,46 +275,62 @@ impl Gpu {
                 return Err(Error::device(op, format!("wanted {wanted} {what}, the device has {limit}")));
             }
         }
-        let shader = if self.takes_twins() {
+        if self.takes_twins() {
             let [_, lanes] = self.report.subgroup;
             // An image ends behind its tensor, so checks would not hold a kernel to it.
-            let (module, images) = twinned(&source, lanes, !checked).map_err(|e| Error::device(&op, e))?;
+            let (twins, images) = twinned(&source, lanes, !checked).map_err(|e| Error::device(&op, e))?;
             let as_image =
                 |b: &Binding| Binding { index: b.index + IMAGES, access: Access::Image, ..b.clone() };
             let images: Vec<_> =
                 reflection.bindings.iter().filter(|b| images.contains(&b.name)).map(as_image).collect();
             reflection.bindings.extend(images);
-            wgpu::ShaderSource::Naga(Cow::Owned(module))
-        } else {
-            wgpu::ShaderSource::Wgsl(source.as_str().into())
+            module = twins;
+        }
+        let entries: Vec<_> = reflection.bindings.iter().map(layout_entry).collect();
+        // Unchecked shaders may touch memory outside their bindings or loop for ever. Ours are fixed text: each guards
+        // its own edges, every loop is bounded by a size in its parameters, its `record` takes those sizes from the
+        // bound tensors' own shapes, and the tests run every kernel checked and unchecked with guard zones around its
+        // outputs.
+        let built = match self.is_direct() {
+            true => {
+                let built = direct::Pipeline::new(self, &op, kernel.name, module, checked, &entries)?;
+                Built::Direct(Arc::new(built))
+            }
+            false => self.build_tracked(&op, kernel.name, module, checked, &entries)?,
         };
-        self.guarded(&op, || {
-            let desc = wgpu::ShaderModuleDescriptor { label: Some(kernel.name), source: shader };
+        Ok(Pipeline { built, reflection })
+    }
+
+    fn build_tracked(
+        &self,
+        op: &str,
+        name: &str,
+        module: naga::Module,
+        checked: bool,
+        entries: &[wgpu::BindGroupLayoutEntry],
+    ) -> Result<Built> {
+        let label = Some(name);
+        self.guarded(op, || {
+            let source = wgpu::ShaderSource::Naga(Cow::Owned(module));
+            let desc = wgpu::ShaderModuleDescriptor { label, source };
             let module = if checked {
                 self.device.create_shader_module(desc)
             } else {
-                // SAFETY: unchecked shaders may touch memory outside their bindings or loop for
-                // ever. Ours are fixed text: each guards its own edges, every loop is bounded by
-                // a size in its parameters, its `record` takes those sizes from the bound tensors'
-                // own shapes, and the tests run every kernel checked and unchecked with guard
-                // zones around its outputs.
+                // SAFETY: see [`Gpu::build`].
                 #[allow(unsafe_code, reason = "trusted shaders are the point of this line")]
                 unsafe {
                     self.device.create_shader_module_trusted(desc, wgpu::ShaderRuntimeChecks::unchecked())
                 }
             };
-            let entries: Vec<_> = reflection.bindings.iter().map(layout_entry).collect();
-            let layout = self.device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
-                label: Some(kernel.name),
-                entries: &entries,
-            });
+            let layout =
+                self.device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label, entries });
             let pipeline_layout = self.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
-                label: Some(kernel.name),
+                label,
                 bind_group_layouts: &[Some(&layout)],
                 immediate_size: 0,
             });
-            let raw = self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-                label: Some(kernel.name),
+            let pipeline = self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+                label,
                 layout: Some(&pipeline_layout),
                 module: &module,
                 entry_point: Some("main"),
@@ -289,13 +340,13 @@ impl Gpu {
                 },
                 cache: None,
             });
-            Pipeline { raw, layout, reflection: reflection.clone() }
+            Built::Tracked(pipeline, layout)
         })
     }
 }
 
 /// The name of the one uniform that changes from step to step inside a submission: its offset is
-/// dynamic, so that a plan recorded once runs many steps in one pass.
+/// dynamic, so that a plan recorded once runs many steps in one submission.
 pub(crate) const SLOT: &str = "slot";
 
 fn layout_entry(binding: &Binding) -> wgpu::BindGroupLayoutEntry {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::gpu::device::Gpu;
+use crate::gpu::direct::AtRest;
 use crate::gpu::image;
 use crate::gpu::pipeline::{Access, Binding, Constants, Kernel, Pipeline, SLOT};
 use crate::gpu::program::{Dispatch, Program, SLOTS, UNIFORM_ALIGN, Work};
@@ -32,9 +33,23 @@ struct Recorded {
     kernel: &'static str,
     pipeline: Arc<Pipeline>,
     params: Vec<u8>,
-    tensors: Vec<(String, Tensor)>,
+    tensors: Vec<Operand>,
     grid: [u32; 3],
     work: Work,
+}
+
+/// A tensor by the name of its binding.
+struct Operand {
+    name: String,
+    written: bool,
+    tensor: Tensor,
+}
+
+impl Operand {
+    /// Whether one of the two is written where the other is read or written.
+    fn meets(&self, other: &Self) -> bool {
+        (self.written || other.written) && !apart(&self.tensor, &other.tensor)
+    }
 }
 
 /// Dispatches under construction.
@@ -121,7 +136,11 @@ impl<'g> Plan<'g> {
                 }
             }
         }
-        let tensors = tensors.into_iter().map(|(b, t)| (b.name.clone(), t)).collect();
+        let operand = |(b, t): (&Binding, Tensor)| {
+            let written = b.access == Access::ReadWrite && !self.gpu.is_nothing(&t);
+            Operand { name: b.name.clone(), written, tensor: t }
+        };
+        let tensors = tensors.into_iter().map(operand).collect();
         self.recorded.push(Recorded {
             label: call.label.to_owned(),
             kernel: call.kernel.name,
@@ -134,14 +153,16 @@ impl<'g> Plan<'g> {
         Ok(())
     }
 
-    /// Uploads the parameters, makes the bind groups and closes the plan.
+    /// Uploads the parameters, makes the bind groups, puts what may run at once together and closes the plan.
     ///
     /// # Errors
     /// [`Error::Device`] where the device refuses.
     pub fn finish(self) -> Result<Program> {
         let gpu = self.gpu;
         let mut bytes = Vec::new();
+        let mut offsets = Vec::new();
         for d in &self.recorded {
+            offsets.push(bytes.len() as u64);
             bytes.extend_from_slice(&d.params);
             bytes.resize(bytes.len().next_multiple_of(UNIFORM_ALIGN), 0);
         }
@@ -152,18 +173,30 @@ impl<'g> Plan<'g> {
         let (params, slots) = gpu.guarded("finish plan", || {
             (uniform_buffer(gpu, "params", &bytes), uniform_buffer(gpu, "slots", &slots))
         })?;
-        let mut at = 0;
-        let dispatches = self
-            .recorded
+        let operands: Vec<_> = self.recorded.iter().map(|d| d.tensors.as_slice()).collect();
+        let dispatches = by_depth(&operands)
             .into_iter()
-            .map(|d| {
-                let offset = at;
-                at += d.params.len().next_multiple_of(UNIFORM_ALIGN) as u64;
-                finish_dispatch(gpu, d, &params, offset, &slots)
-            })
+            .map(|(i, waits)| finish_dispatch(gpu, &self.recorded[i], waits, &params, offsets[i], &slots))
             .collect::<Result<Vec<_>>>()?;
-        Ok(Program { dispatches })
+        Ok(Program { at_rest: gpu.is_direct().then(|| AtRest(gpu.device.clone())), dispatches })
     }
+}
+
+/// Which dispatches, by their operands, are to run after which: indices so that those of one depth stand together, in
+/// the order in which they were recorded, each with whether it is the first of its depth and waits for the one before.
+/// The depth of a dispatch is how many must run one after the other before it: a teacher's and a student's first layer
+/// have the same.
+fn by_depth(dispatches: &[&[Operand]]) -> Vec<(usize, bool)> {
+    let mut depths: Vec<usize> = Vec::new();
+    for (i, operands) in dispatches.iter().enumerate() {
+        let meets = |other: &[Operand]| other.iter().any(|a| operands.iter().any(|b| a.meets(b)));
+        let before = dispatches[..i].iter().zip(&depths).filter(|(other, _)| meets(other));
+        depths.push(before.map(|(_, depth)| depth + 1).max().unwrap_or(0));
+    }
+    let mut order: Vec<_> = (0..depths.len()).collect();
+    order.sort_by_key(|i| depths[*i]);
+    let mut depth = 0;
+    order.into_iter().map(|i| (i, std::mem::replace(&mut depth, depths[i]) != depths[i])).collect()
 }
 
 fn uniform_buffer(gpu: &Gpu, label: &str, bytes: &[u8]) -> wgpu::Buffer {
@@ -179,15 +212,16 @@ fn uniform_buffer(gpu: &Gpu, label: &str, bytes: &[u8]) -> wgpu::Buffer {
 
 fn finish_dispatch(
     gpu: &Gpu,
-    d: Recorded,
+    d: &Recorded,
+    waits: bool,
     params: &wgpu::Buffer,
     params_offset: u64,
     slots: &wgpu::Buffer,
 ) -> Result<Dispatch> {
     let bindings = &d.pipeline.reflection.bindings;
     let tensor = |b: &Binding| {
-        let bound = d.tensors.iter().find(|(name, _)| *name == b.name);
-        bound.map(|(_, tensor)| tensor).expect("bound at recording")
+        let bound = d.tensors.iter().find(|operand| operand.name == b.name);
+        bound.map(|operand| &operand.tensor).expect("bound at recording")
     };
     let tensors = |access| bindings.iter().filter(move |b| b.access == access).map(tensor);
     let written = tensors(Access::ReadWrite).cloned().collect();
@@ -219,21 +253,14 @@ fn finish_dispatch(
             wgpu::BindGroupEntry { binding: b.index, resource }
         })
         .collect();
-    let group = gpu.guarded(&format!("bind `{}`", d.label), || {
-        gpu.device.create_bind_group(&wgpu::BindGroupDescriptor {
-            label: Some(&d.label),
-            layout: &d.pipeline.layout,
-            entries: &entries,
-        })
-    })?;
     Ok(Dispatch {
-        label: d.label,
+        label: d.label.clone(),
         kernel: d.kernel,
-        slotted: bindings.iter().any(|b| b.name == SLOT),
-        pipeline: d.pipeline,
-        group,
+        bound: d.pipeline.bind(gpu, &d.label, &entries)?,
         grid: d.grid,
         work: d.work,
+        slotted: bindings.iter().any(|b| b.name == SLOT),
+        waits,
         written,
     })
 }
@@ -241,17 +268,18 @@ fn finish_dispatch(
 /// Whether `written` and `other`, bound to the same dispatch, would meet in memory.
 ///
 /// wgpu itself refuses one buffer as read and read_write even at disjoint ranges, and accepts two
-/// overlapping read_write ranges in silence. Two tensors of one arena interleave replica by
-/// replica; they are disjoint where their parts of one replica are.
+/// overlapping read_write ranges in silence.
 fn conflict(written: &Tensor, other: &Tensor, other_access: Access) -> bool {
-    if written.buffer != other.buffer {
-        return false;
-    }
-    if other_access != Access::ReadWrite {
+    written.buffer == other.buffer && (other_access != Access::ReadWrite || !apart(written, other))
+}
+
+/// Whether no element is of both. Two tensors of one arena interleave replica by replica; they are apart where their
+/// parts of one replica are.
+fn apart(a: &Tensor, b: &Tensor) -> bool {
+    if a.buffer != b.buffer {
         return true;
     }
-    let (a, b) = (written, other);
-    let apart = if a.replica_stride == b.replica_stride && a.replica_stride > 0 {
+    if a.replica_stride == b.replica_stride && a.replica_stride > 0 {
         let stride = a.replica_stride;
         let (x, y) = (a.offset % stride, b.offset % stride);
         (x + a.replica_len() <= y || y + b.replica_len() <= x)
@@ -259,6 +287,9 @@ fn conflict(written: &Tensor, other: &Tensor, other_access: Access) -> bool {
             && y + b.replica_len() <= stride
     } else {
         a.offset + a.span() <= b.offset || b.offset + b.span() <= a.offset
-    };
-    !apart
+    }
 }
+
+#[cfg(test)]
+#[path = "plan_tests.rs"]
+mod tests;

@@ -1,11 +1,10 @@
-//! A closed plan: encoded into one pass many times, traced dispatch by dispatch, timed.
+//! A closed plan: encoded many times, by wgpu or past it, traced dispatch by dispatch, timed.
 
 use std::ops::Range;
-use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::gpu::device::Gpu;
-use crate::gpu::pipeline::Pipeline;
+use crate::gpu::direct::{self, AtRest};
 use crate::gpu::tensor::{Tensor, staging};
 
 /// Steps that one submission can hold: the length of the ring of slots.
@@ -29,31 +28,37 @@ impl Work {
     }
 }
 
+/// A dispatch's pipeline with what is bound to it, for the one or the other way of encoding it.
+pub(crate) enum Bound {
+    /// By wgpu.
+    Tracked(wgpu::ComputePipeline, wgpu::BindGroup),
+    /// Past it.
+    Direct(direct::Bound),
+}
+
 pub(super) struct Dispatch {
     pub(super) label: String,
     pub(super) kernel: &'static str,
-    pub(super) pipeline: Arc<Pipeline>,
-    pub(super) group: wgpu::BindGroup,
+    pub(super) bound: Bound,
     pub(super) grid: [u32; 3],
     pub(super) work: Work,
     pub(super) slotted: bool,
+    /// Whether what one before it in the same run does has to be done first.
+    pub(super) waits: bool,
     pub(super) written: Vec<Tensor>,
 }
 
 impl Dispatch {
-    fn encode(&self, pass: &mut wgpu::ComputePass<'_>, slot: u32) {
-        self.encode_part(pass, slot, self.grid[0]);
+    /// Calls `with` with the offset that the slot's uniform is bound at, if there is one.
+    pub(super) fn at_slot(&self, slot: u32, with: impl FnOnce(&[u32])) {
+        let offset = [slot * UNIFORM_ALIGN as u32];
+        with(&offset[..usize::from(self.slotted)]);
     }
 
-    /// Only the first `width` workgroups in x.
-    fn encode_part(&self, pass: &mut wgpu::ComputePass<'_>, slot: u32, width: u32) {
-        pass.set_pipeline(&self.pipeline.raw);
-        if self.slotted {
-            pass.set_bind_group(0, &self.group, &[slot * UNIFORM_ALIGN as u32]);
-        } else {
-            pass.set_bind_group(0, &self.group, &[]);
-        }
-        pass.dispatch_workgroups(self.grid[0].min(width), self.grid[1], self.grid[2]);
+    /// The workgroups, of those in x only the first `width`.
+    pub(super) fn workgroups(&self, width: u32) -> [u32; 3] {
+        let [x, y, z] = self.grid;
+        [x.min(width), y, z]
     }
 }
 
@@ -67,22 +72,60 @@ pub struct Traced {
 
 /// A part of a submission; the parts run one after the other.
 #[derive(Clone)]
-pub enum Part<'a> {
-    /// A program, once for each of these slots.
-    Run(&'a Program, Range<u32>),
-    /// A program whose dispatches have a workgroup in x for each slot, once, for the first so many.
-    Fold(&'a Program, u32),
+pub struct Part<'a>(Piece<'a>);
+
+#[derive(Clone)]
+pub(super) enum Piece<'a> {
+    /// Dispatches in order, once for each of these slots, of each the first `width` workgroups in x.
+    Run { dispatches: &'a [Dispatch], slots: Range<u32>, width: u32 },
     /// Zeros over the whole of a tensor.
     Clear(&'a Tensor),
 }
 
-impl Part<'_> {
-    pub(super) fn encode(&self, encoder: &mut wgpu::CommandEncoder) {
+impl<'a> Part<'a> {
+    /// A program, once for each of these slots.
+    pub fn run(program: &'a Program, slots: Range<u32>) -> Self {
+        Self(Piece::all(&program.dispatches, slots))
+    }
+
+    /// A program whose dispatches have a workgroup in x for each slot, once, for the first so many.
+    pub fn fold(program: &'a Program, slots: u32) -> Self {
+        Self(Piece::Run { dispatches: &program.dispatches, slots: 0..1, width: slots })
+    }
+
+    /// Zeros over the whole of a tensor that a program of the same submission has bound.
+    pub fn clear(tensor: &'a Tensor) -> Self {
+        Self(Piece::Clear(tensor))
+    }
+}
+
+impl<'a> Piece<'a> {
+    fn all(dispatches: &'a [Dispatch], slots: Range<u32>) -> Self {
+        assert!(slots.end <= SLOTS);
+        Self::Run { dispatches, slots, width: u32::MAX }
+    }
+
+    /// By wgpu, in passes with these timestamps.
+    fn encode(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        stamps: Option<wgpu::ComputePassTimestampWrites<'_>>,
+    ) {
         match self {
-            Self::Run(program, slots) => program.encode(encoder, slots.clone()),
-            Self::Fold(program, slots) => {
-                let mut pass = encoder.begin_compute_pass(&Default::default());
-                program.dispatches.iter().for_each(|d| d.encode_part(&mut pass, 0, *slots));
+            Self::Run { dispatches, slots, width } => {
+                let desc = wgpu::ComputePassDescriptor { label: None, timestamp_writes: stamps };
+                let mut pass = encoder.begin_compute_pass(&desc);
+                for slot in slots.clone() {
+                    for d in *dispatches {
+                        let Bound::Tracked(pipeline, group) = &d.bound else {
+                            unreachable!("a device goes by wgpu or past it, with all it does")
+                        };
+                        pass.set_pipeline(pipeline);
+                        d.at_slot(slot, |offset| pass.set_bind_group(0, group, offset));
+                        let [x, y, z] = d.workgroups(*width);
+                        pass.dispatch_workgroups(x, y, z);
+                    }
+                }
             }
             Self::Clear(t) => {
                 encoder.clear_buffer(&t.buffer, (t.offset * 4) as u64, Some((t.span() * 4) as u64));
@@ -91,8 +134,26 @@ impl Part<'_> {
     }
 }
 
+/// Encodes parts, which run one after the other.
+///
+/// # Errors
+/// [`Error::Device`] where the device is lost.
+pub(super) fn encode(gpu: &Gpu, parts: &[Part<'_>]) -> Result<wgpu::CommandBuffer> {
+    gpu.check()?;
+    let pieces: Vec<_> = parts.iter().map(|part| &part.0).collect();
+    if gpu.is_direct() {
+        return direct::encode(gpu, &pieces);
+    }
+    let mut encoder = gpu.device.create_command_encoder(&Default::default());
+    pieces.iter().for_each(|piece| piece.encode(&mut encoder, None));
+    Ok(encoder.finish())
+}
+
 /// A closed plan.
 pub struct Program {
+    // The first to be dropped: it waits for the device, which may still be at the others.
+    #[expect(dead_code, reason = "what it does, it does when dropped")]
+    pub(super) at_rest: Option<AtRest>,
     pub(super) dispatches: Vec<Dispatch>,
 }
 
@@ -112,29 +173,20 @@ impl Program {
         self.dispatches.iter().map(|d| (d.label.as_str(), d.kernel, d.work))
     }
 
-    /// Encodes one run for each slot into one pass.
-    ///
-    /// # Panics
-    /// Where a slot is not below [`SLOTS`].
-    fn encode(&self, encoder: &mut wgpu::CommandEncoder, slots: Range<u32>) {
-        assert!(slots.end <= SLOTS);
-        let mut pass = encoder.begin_compute_pass(&Default::default());
-        for slot in slots {
-            for d in &self.dispatches {
-                d.encode(&mut pass, slot);
-            }
-        }
+    /// Each dispatch as a part of its own, for slot 0.
+    fn alone(&self) -> impl Iterator<Item = (&Dispatch, Part<'_>)> {
+        self.dispatches.iter().map(|d| (d, Part(Piece::all(std::slice::from_ref(d), 0..1))))
     }
 
     /// Runs the program `steps` times in one submission, without waiting.
     ///
     /// # Errors
     /// [`Error::Device`] where the device is lost.
+    ///
+    /// # Panics
+    /// Where `steps` is above [`SLOTS`].
     pub fn submit(&self, gpu: &Gpu, steps: u32) -> Result<()> {
-        gpu.check()?;
-        let mut encoder = gpu.device.create_command_encoder(&Default::default());
-        self.encode(&mut encoder, 0..steps);
-        gpu.queue.submit([encoder.finish()]);
+        gpu.queue.submit([encode(gpu, &[Part::run(self, 0..steps)])?]);
         Ok(())
     }
 
@@ -144,13 +196,9 @@ impl Program {
     /// # Errors
     /// [`Error::Device`] where the device is lost or refuses.
     pub fn trace_blocking(&self, gpu: &Gpu) -> Result<Vec<Traced>> {
-        gpu.check()?;
-        self.dispatches
-            .iter()
-            .map(|d| {
-                let mut encoder = gpu.device.create_command_encoder(&Default::default());
-                d.encode(&mut encoder.begin_compute_pass(&Default::default()), 0);
-                gpu.queue.submit([encoder.finish()]);
+        self.alone()
+            .map(|(d, part)| {
+                gpu.queue.submit([encode(gpu, &[part])?]);
                 let outputs = d
                     .written
                     .iter()
@@ -161,34 +209,27 @@ impl Program {
             .collect()
     }
 
-    /// Times `runs` runs in one submission, in seconds: by timestamps around the pass, or by the
-    /// host's clock around submission and wait where the device has none.
+    /// Times `runs` runs in one submission, in seconds: by the device's timestamps, or by the
+    /// host's clock around submission and wait where it has none.
     ///
     /// # Errors
     /// [`Error::Device`] where the device is lost or refuses.
     pub fn time_blocking(&self, gpu: &Gpu, runs: u32) -> Result<f64> {
+        let parts: Vec<_> = (0..runs)
+            .step_by(SLOTS as usize)
+            .map(|first| Part::run(self, 0..SLOTS.min(runs - first)))
+            .collect();
         if !gpu.report.timestamps {
             gpu.wait_blocking()?;
             let began = std::time::Instant::now();
-            self.submit(gpu, runs)?;
+            gpu.queue.submit([encode(gpu, &parts)?]);
             gpu.wait_blocking()?;
             return Ok(began.elapsed().as_secs_f64());
         }
-        let watch = Stopwatch::new(gpu, 1)?;
-        let mut encoder = gpu.device.create_command_encoder(&Default::default());
-        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
-            label: Some("timed"),
-            timestamp_writes: watch.around(0),
-        });
-        for slot in 0..runs {
-            self.dispatches.iter().for_each(|d| d.encode(&mut pass, slot % SLOTS));
-        }
-        drop(pass);
-        let spans = watch.read_blocking(gpu, encoder)?;
-        Ok(spans[0] * 1e-9)
+        Ok(1e-9 * time_blocking(gpu, &parts)?.iter().sum::<f64>())
     }
 
-    /// Times each dispatch by pass timestamps over one run, in nanoseconds; `None` where the
+    /// Times each dispatch by timestamps over one run, in nanoseconds; `None` where the
     /// device has no timestamps.
     ///
     /// # Errors
@@ -198,21 +239,24 @@ impl Program {
         if !gpu.report.timestamps {
             return Ok(None);
         }
-        let watch = Stopwatch::new(gpu, self.dispatches.len() as u32)?;
-        let mut encoder = gpu.device.create_command_encoder(&Default::default());
-        for (i, d) in self.dispatches.iter().enumerate() {
-            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
-                label: Some(&d.label),
-                timestamp_writes: watch.around(i as u32),
-            });
-            d.encode(&mut pass, 0);
-        }
-        let spans = watch.read_blocking(gpu, encoder)?;
-        Ok(Some(spans))
+        let parts: Vec<_> = self.alone().map(|(_, part)| part).collect();
+        time_blocking(gpu, &parts).map(Some)
     }
 }
 
-/// Pairs of timestamps around passes.
+/// Submits parts, waits, and gives the nanoseconds that each took by the device's timestamps.
+fn time_blocking(gpu: &Gpu, parts: &[Part<'_>]) -> Result<Vec<f64>> {
+    gpu.check()?;
+    let pieces: Vec<_> = parts.iter().map(|part| &part.0).collect();
+    let ticks = match gpu.is_direct() {
+        true => direct::time_blocking(gpu, &pieces)?,
+        false => Stopwatch::new(gpu, pieces.len())?.time_blocking(gpu, &pieces)?,
+    };
+    let period = f64::from(gpu.queue.get_timestamp_period());
+    Ok(ticks.into_iter().map(|ticks| ticks as f64 * period).collect())
+}
+
+/// Pairs of timestamps, one around each of some passes.
 struct Stopwatch {
     queries: wgpu::QuerySet,
     resolved: wgpu::Buffer,
@@ -221,13 +265,13 @@ struct Stopwatch {
 }
 
 impl Stopwatch {
-    fn new(gpu: &Gpu, pairs: u32) -> Result<Self> {
-        let bytes = u64::from(pairs.max(1)) * 16;
+    fn new(gpu: &Gpu, pairs: usize) -> Result<Self> {
+        let bytes = pairs.max(1) as u64 * 16;
         gpu.guarded("time", || Self {
             queries: gpu.device.create_query_set(&wgpu::QuerySetDescriptor {
                 label: Some("stopwatch"),
                 ty: wgpu::QueryType::Timestamp,
-                count: 2 * pairs.max(1),
+                count: 2 * pairs.max(1) as u32,
             }),
             resolved: gpu.device.create_buffer(&wgpu::BufferDescriptor {
                 label: Some("stopwatch"),
@@ -236,20 +280,21 @@ impl Stopwatch {
                 mapped_at_creation: false,
             }),
             staging: staging(gpu, bytes),
-            pairs,
+            pairs: pairs as u32,
         })
     }
 
-    fn around(&self, pair: u32) -> Option<wgpu::ComputePassTimestampWrites<'_>> {
-        Some(wgpu::ComputePassTimestampWrites {
-            query_set: &self.queries,
-            beginning_of_pass_write_index: Some(2 * pair),
-            end_of_pass_write_index: Some(2 * pair + 1),
-        })
-    }
-
-    /// Submits what was encoded, waits, and gives each pair's nanoseconds.
-    fn read_blocking(&self, gpu: &Gpu, mut encoder: wgpu::CommandEncoder) -> Result<Vec<f64>> {
+    /// Encodes pieces, a pair around each, submits, waits, and gives the ticks from one to the other of each pair.
+    fn time_blocking(&self, gpu: &Gpu, pieces: &[&Piece<'_>]) -> Result<Vec<u64>> {
+        let mut encoder = gpu.device.create_command_encoder(&Default::default());
+        for (i, piece) in (0..).zip(pieces) {
+            let stamps = wgpu::ComputePassTimestampWrites {
+                query_set: &self.queries,
+                beginning_of_pass_write_index: Some(2 * i),
+                end_of_pass_write_index: Some(2 * i + 1),
+            };
+            piece.encode(&mut encoder, Some(stamps));
+        }
         encoder.resolve_query_set(&self.queries, 0..2 * self.pairs, &self.resolved, 0);
         encoder.copy_buffer_to_buffer(&self.resolved, 0, &self.staging, 0, self.staging.size());
         let done = gpu.queue.submit([encoder.finish()]);
@@ -257,7 +302,6 @@ impl Stopwatch {
         gpu.wait(Some(done))?;
         let view = self.staging.get_mapped_range(..).map_err(|e| Error::device("time", e.to_string()))?;
         let ticks: Vec<u64> = bytemuck::pod_collect_to_vec(&view);
-        let period = f64::from(gpu.queue.get_timestamp_period());
-        Ok(ticks.chunks_exact(2).map(|t| t[1].saturating_sub(t[0]) as f64 * period).collect())
+        Ok(ticks.chunks_exact(2).map(|t| t[1].saturating_sub(t[0])).collect())
     }
 }

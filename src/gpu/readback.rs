@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use crate::error::{Error, Result};
 use crate::gpu::device::Gpu;
-use crate::gpu::program::Part;
+use crate::gpu::program::{self, Part};
 use crate::gpu::tensor::{Tensor, staging};
 
 /// Submissions that may be under way at once. One runs, one waits behind it so that the device
@@ -41,9 +41,8 @@ impl<T> Flights<T> {
     /// # Errors
     /// [`Error::Device`] where the device is lost or refuses.
     pub fn submit(&mut self, gpu: &Gpu, parts: &[Part<'_>], copy: Option<(T, &Tensor)>) -> Result<()> {
-        gpu.check()?;
+        let run = program::encode(gpu, parts)?;
         let mut encoder = gpu.device.create_command_encoder(&Default::default());
-        parts.iter().for_each(|part| part.encode(&mut encoder));
         let copy = match copy {
             None => None,
             Some((what, tensor)) => {
@@ -57,7 +56,7 @@ impl<T> Flights<T> {
                 Some((what, buffer, bytes))
             }
         };
-        let submission = gpu.queue.submit([encoder.finish()]);
+        let submission = gpu.queue.submit([run, encoder.finish()]);
         let copy = copy.map(|(what, buffer, bytes)| {
             let state = Arc::new(AtomicU8::new(PENDING));
             let report = state.clone();

@@ -294,7 +294,13 @@ fn allocate(gpu: &Gpu, label: &str, elements: usize) -> Result<(wgpu::Buffer, We
                 usage: USAGE,
                 mapped_at_creation: false,
             };
-            (gpu.device.create_buffer(&desc), Weak::new())
+            let buffer = gpu.device.create_buffer(&desc);
+            if gpu.is_direct() {
+                let mut encoder = gpu.device.create_command_encoder(&Default::default());
+                encoder.clear_buffer(&buffer, 0, None);
+                gpu.queue.submit([encoder.finish()]);
+            }
+            (buffer, Weak::new())
         }),
     };
     made.map_err(|e| match e {

@@ -93,24 +93,42 @@ mod tests {
         (0..n).map(|i| i.wrapping_mul(0x9e37_79b9) ^ seed).collect()
     }
 
+    /// For both ways of encoding: past wgpu, and by it as with checked shaders and without Vulkan.
+    fn both() -> [Gpu; 2] {
+        [false, true].map(|checked| {
+            Gpu::open(&AdapterChoice { checked, ..AdapterChoice::default() }).expect("an adapter")
+        })
+    }
+
     #[test]
     fn chains_end_at_the_fixed_point_and_copies_are_equal() {
-        let gpu = Gpu::open(&AdapterChoice::default()).expect("an adapter");
-        let result = Tensor::zeros(&gpu, "result", [1, 1, 100]).expect("memory");
+        both().iter().for_each(chains_and_copies);
+    }
+
+    fn chains_and_copies(gpu: &Gpu) {
+        let result = Tensor::zeros(gpu, "result", [1, 1, 100]).expect("memory");
         let source = bits(0, 5000);
-        let from = Tensor::upload(&gpu, "source", [1, 1, 5000], &source).expect("memory");
-        let to = Tensor::zeros(&gpu, "copy", [1, 1, 5000]).expect("memory");
-        let mut plan = Plan::new(&gpu);
+        let from = Tensor::upload(gpu, "source", [1, 1, 5000], &source).expect("memory");
+        let to = Tensor::zeros(gpu, "copy", [1, 1, 5000]).expect("memory");
+        let mut plan = Plan::new(gpu);
         for workgroup in WORKGROUPS {
-            result.fill_bits(&gpu, 0x7fc0_0000);
+            result.fill_bits(gpu, 0x7fc0_0000);
             assert!((record_fma(&mut plan, workgroup, 100, &result).expect("recorded") - 10_240_000.0).abs() < 0.5);
         }
         record_copy(&mut plan, &from, &to).expect("recorded");
-        plan.finish().expect("finished").submit(&gpu, 1).expect("submitted");
+        let program = plan.finish().expect("finished");
+        program.submit(gpu, 1).expect("submitted");
         // x = x / 2 + 1 tends to 2, in 32 chains.
-        let sums = result.read_blocking::<f32>(&gpu).expect("read");
+        let sums = result.read_blocking::<f32>(gpu).expect("read");
         assert!(sums.iter().all(|s| (s - 64.0).abs() < 1e-3), "{sums:?}");
-        assert_eq!(to.read_blocking::<u32>(&gpu).expect("read"), source);
+        assert_eq!(to.read_blocking::<u32>(gpu).expect("read"), source);
+
+        // More runs than there are slots, and each dispatch by itself.
+        assert!(program.time_blocking(gpu, 130).expect("timed") > 0.0);
+        if let Some(times) = program.profile_blocking(gpu).expect("timed") {
+            assert_eq!(times.len(), program.len());
+            assert!(times.iter().sum::<f64>() > 0.0, "{times:?}");
+        }
     }
 
     fn copying(gpu: &Gpu, from: &Tensor, to: &Tensor) -> Program {
@@ -122,48 +140,54 @@ mod tests {
     // On lavapipe the kernel reads by way of an image over the buffer's memory.
     #[test]
     fn a_kernel_sees_every_bit_of_its_tensor_whoever_changed_it() {
-        let gpu = Gpu::open(&AdapterChoice::default()).expect("an adapter");
+        both().iter().for_each(sees_every_bit);
+    }
+
+    fn sees_every_bit(gpu: &Gpu) {
         assert!(!cfg!(target_os = "linux") || gpu.takes_twins() == gpu.is_lavapipe(), "lavapipe can do that");
         // A part of a buffer, at a multiple of 256 bytes; shorter than a row of texels, whole rows, and with a rest.
         for (rows, cols) in [(1, 4), (3, 48), (2, 8192), (5, 5000)] {
             let n = (rows * cols) as u32;
-            let whole = Tensor::zeros(&gpu, "whole", [1, rows + 17, cols]).expect("memory");
+            let whole = Tensor::zeros(gpu, "whole", [1, rows + 17, cols]).expect("memory");
             let from = whole.rows(16..rows + 16);
-            let to = Tensor::zeros(&gpu, "to", [1, rows, cols]).expect("memory");
-            let other = Tensor::upload(&gpu, "other", [1, rows, cols], &bits(3, n)).expect("memory");
-            let look = copying(&gpu, &from, &to);
-            let fill = copying(&gpu, &other, &from);
+            let to = Tensor::zeros(gpu, "to", [1, rows, cols]).expect("memory");
+            let other = Tensor::upload(gpu, "other", [1, rows, cols], &bits(3, n)).expect("memory");
+            let look = copying(gpu, &from, &to);
+            let fill = copying(gpu, &other, &from);
             let seen = || {
-                look.submit(&gpu, 1).expect("submitted");
-                to.read_blocking::<u32>(&gpu).expect("read")
+                look.submit(gpu, 1).expect("submitted");
+                to.read_blocking::<u32>(gpu).expect("read")
             };
             assert_eq!(seen(), vec![0; n as usize], "{rows} x {cols}: as it was made");
-            from.write(&gpu, &bits(1, n)).expect("written");
+            from.write(gpu, &bits(1, n)).expect("written");
             assert_eq!(seen(), bits(1, n), "{rows} x {cols}");
-            from.write(&gpu, &bits(2, n)).expect("written");
+            from.write(gpu, &bits(2, n)).expect("written");
             assert_eq!(seen(), bits(2, n), "after a write");
-            let parts = [Part::Run(&fill, 0..1), Part::Run(&look, 0..1)];
-            Flights::<()>::default().submit(&gpu, &parts, None).expect("submitted");
-            assert_eq!(to.read_blocking::<u32>(&gpu).expect("read"), bits(3, n), "after a kernel");
-            whole.fill_bits(&gpu, 7);
+            let parts = [Part::run(&fill, 0..1), Part::run(&look, 0..1)];
+            Flights::<()>::default().submit(gpu, &parts, None).expect("submitted");
+            assert_eq!(to.read_blocking::<u32>(gpu).expect("read"), bits(3, n), "after a kernel");
+            whole.fill_bits(gpu, 7);
             assert_eq!(seen(), vec![7; n as usize], "after a write to the whole buffer");
-            other.copy_to(&gpu, &from);
+            other.copy_to(gpu, &from);
             assert_eq!(seen(), bits(3, n), "after a copy");
-            let parts = [Part::Clear(&from), Part::Run(&look, 0..1)];
-            Flights::<()>::default().submit(&gpu, &parts, None).expect("submitted");
-            assert_eq!(to.read_blocking::<u32>(&gpu).expect("read"), vec![0; n as usize], "after zeros");
+            let parts = [Part::clear(&from), Part::run(&look, 0..1)];
+            Flights::<()>::default().submit(gpu, &parts, None).expect("submitted");
+            assert_eq!(to.read_blocking::<u32>(gpu).expect("read"), vec![0; n as usize], "after zeros");
         }
     }
 
     #[test]
     fn what_a_program_binds_outlives_its_tensors() {
-        let gpu = Gpu::open(&AdapterChoice::default()).expect("an adapter");
-        let to = Tensor::zeros(&gpu, "to", [1, 1, 5000]).expect("memory");
-        let from = Tensor::upload(&gpu, "from", [1, 1, 5000], &bits(1, 5000)).expect("memory");
-        let look = copying(&gpu, &from, &to);
+        both().iter().for_each(outlives);
+    }
+
+    fn outlives(gpu: &Gpu) {
+        let to = Tensor::zeros(gpu, "to", [1, 1, 5000]).expect("memory");
+        let from = Tensor::upload(gpu, "from", [1, 1, 5000], &bits(1, 5000)).expect("memory");
+        let look = copying(gpu, &from, &to);
         drop(from);
-        look.submit(&gpu, 1).expect("submitted");
+        look.submit(gpu, 1).expect("submitted");
         drop(look);
-        assert_eq!(to.read_blocking::<u32>(&gpu).expect("read"), bits(1, 5000));
+        assert_eq!(to.read_blocking::<u32>(gpu).expect("read"), bits(1, 5000));
     }
 }

@@ -26,7 +26,11 @@ pub struct Shop {
 
 impl Shop {
     pub fn new(accumulate: usize) -> Self {
-        let gpu = Gpu::open(&AdapterChoice::default()).expect("a device");
+        Self::on(AdapterChoice::default(), accumulate)
+    }
+
+    fn on(choice: AdapterChoice, accumulate: usize) -> Self {
+        let gpu = Gpu::open(&choice).expect("a device");
         let data = limbeck::data::optdigits().expect("embedded").train;
         let network = Weights::init(&[64, 20, 10], Activation::Relu, Initializer::He, 99).expect("weights");
         let mlp = Mlp::upload(&gpu, "teacher", &[network]).expect("memory");
@@ -158,6 +162,22 @@ fn streamed_rows_give_the_bits_of_resident_ones() {
     assert_eq!(end(1, None), end(1, Some(4096)));
     // With what is drawn in each step.
     assert_eq!(end(2, None), end(2, Some(8192)));
+}
+
+/// By wgpu with checked shaders, and past it where that is possible without.
+#[test]
+fn both_ways_of_encoding_give_the_same_bits() {
+    for accumulate in [1, 4] {
+        let [direct, tracked] = [false, true].map(|checked| {
+            let shop = Shop::on(AdapterChoice { checked, ..AdapterChoice::default() }, accumulate);
+            let (mut run, mut rows) = (shop.run(ADAM, 3, None), Vec::new());
+            advance(&mut run, 47, &mut rows);
+            (run.state_blocking().expect("a state"), rows, shop.gpu.report.kind == "software")
+        });
+        assert_eq!((direct.0.step, direct.1.len()), (tracked.0.step, tracked.1.len()));
+        // A compiler for a GPU may contract one of two shaders otherwise than the other.
+        assert!(direct == tracked || !direct.2, "{accumulate} parts: the bits differ");
+    }
 }
 
 /// From the outside: two parts, with other options for how the run is kept, are one.
