@@ -149,7 +149,7 @@ pub(super) fn encode(gpu: &Gpu, parts: &[Part<'_>]) -> Result<wgpu::CommandBuffe
     Ok(encoder.finish())
 }
 
-/// A closed plan.
+/// A closed plan. Dropping it waits for the device where that may still be at it.
 pub struct Program {
     // The first to be dropped: it waits for the device, which may still be at the others.
     #[expect(dead_code, reason = "what it does, it does when dropped")]
