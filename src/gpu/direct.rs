@@ -8,7 +8,8 @@
 //!
 //! wgpu does not know what such commands touch. So, as opposed to what it does for its own:
 //! - order: they begin and end with a barrier towards all that wgpu has before and after them;
-//! - life: what is bound is held by what binds it, which waits for the device before it lets go ([`AtRest`]);
+//! - life: what is bound is held by what binds it, which waits for the device before it lets go ([`at_rest`]), and
+//!   does not let go of what a device is stuck at;
 //! - contents: wgpu clears memory at the first use that it sees, so tensors are cleared when they are made.
 #![allow(unsafe_code, reason = "the layer beneath wgpu leaves these three to its caller")]
 
@@ -71,7 +72,7 @@ impl<T> Deref for Owned<T> {
 
 impl<T> Drop for Owned<T> {
     fn drop(&mut self) {
-        // SAFETY: made by this device, and the device has done what uses it ([`AtRest`]).
+        // SAFETY: made by this device, and the device has done what uses it ([`at_rest`]).
         unsafe {
             if let (Some(hal), Some(thing)) = (self.device.as_hal::<Vulkan>(), self.thing.take()) {
                 (self.destroy)(&hal, thing);
@@ -235,14 +236,9 @@ impl Bound {
     }
 }
 
-/// Waits for the device when dropped: the first field of what its commands use.
-pub(crate) struct AtRest(pub(crate) wgpu::Device);
-
-impl Drop for AtRest {
-    fn drop(&mut self) {
-        // A device that is lost or gives up has nothing under way that could be waited for.
-        let _ = device::polled(&self.0, device::until(None));
-    }
+/// Waits until `device` has done all that it was given; false where it is stuck. A lost device has nothing left to do.
+pub(crate) fn at_rest(device: &wgpu::Device) -> bool {
+    !matches!(device::polled(device, device::until(None)), Some(Err(wgpu::PollError::Timeout)))
 }
 
 /// Encodes pieces, one after the other.
@@ -265,7 +261,7 @@ pub(crate) fn time_blocking(gpu: &Gpu, pieces: &[&Piece<'_>]) -> Result<Vec<u64>
     let mut ticks = vec![0u64; 2 * pieces.len()];
     let count = ticks.len().max(1) as u32;
     let info = vk::QueryPoolCreateInfo::default().query_type(vk::QueryType::TIMESTAMP).query_count(count);
-    // SAFETY: destroyed when all is done, which is waited for on every way out.
+    // SAFETY: of this device; destroyed when it has written them, or not at all.
     let queries = Owned::new(
         "time",
         gpu,
@@ -273,8 +269,10 @@ pub(crate) fn time_blocking(gpu: &Gpu, pieces: &[&Piece<'_>]) -> Result<Vec<u64>
         |d| unsafe { d.raw_device().create_query_pool(&info, None) },
     )?;
     let done = gpu.queue.submit([encode_stamped(gpu, pieces, Some(*queries))?]);
-    let _at_rest = AtRest(gpu.device.clone());
-    gpu.wait(Some(done))?;
+    if let Err(error) = gpu.wait(Some(done)) {
+        std::mem::forget(queries);
+        return Err(error);
+    }
     // SAFETY: of this device, and all were written.
     let read = unsafe {
         let device = gpu.device.as_hal::<Vulkan>().ok_or_else(|| gone("time"))?;

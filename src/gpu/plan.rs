@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::gpu::device::Gpu;
-use crate::gpu::direct::AtRest;
 use crate::gpu::image;
 use crate::gpu::pipeline::{Access, Binding, Constants, Kernel, Pipeline, SLOT};
 use crate::gpu::program::{Dispatch, Program, SLOTS, UNIFORM_ALIGN, Work};
@@ -178,7 +177,7 @@ impl<'g> Plan<'g> {
             .into_iter()
             .map(|(i, waits)| finish_dispatch(gpu, &self.recorded[i], waits, &params, offsets[i], &slots))
             .collect::<Result<Vec<_>>>()?;
-        Ok(Program { at_rest: gpu.is_direct().then(|| AtRest(gpu.device.clone())), dispatches })
+        Ok(Program { dispatches, direct: gpu.is_direct().then(|| gpu.device.clone()) })
     }
 }
 

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::error::{Error, Result};
 use crate::gpu::device::Gpu;
-use crate::gpu::direct::{self, AtRest};
+use crate::gpu::direct;
 use crate::gpu::tensor::{Tensor, staging};
 
 /// Steps that one submission can hold: the length of the ring of slots.
@@ -151,10 +151,17 @@ pub(super) fn encode(gpu: &Gpu, parts: &[Part<'_>]) -> Result<wgpu::CommandBuffe
 
 /// A closed plan. Dropping it waits for the device where that may still be at it.
 pub struct Program {
-    // The first to be dropped: it waits for the device, which may still be at the others.
-    #[expect(dead_code, reason = "what it does, it does when dropped")]
-    pub(super) at_rest: Option<AtRest>,
     pub(super) dispatches: Vec<Dispatch>,
+    /// The device that may still be at them, where wgpu does not know of it.
+    pub(super) direct: Option<wgpu::Device>,
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        if self.direct.as_ref().is_some_and(|device| !direct::at_rest(device)) {
+            std::mem::forget(std::mem::take(&mut self.dispatches));
+        }
+    }
 }
 
 impl Program {
