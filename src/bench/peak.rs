@@ -27,7 +27,7 @@ pub fn measure(gpu: &Gpu) -> Result<(Peak, Vec<Record>)> {
         let mut plan = Plan::new(gpu);
         let flops = peak::record_fma(&mut plan, workgroup, 256, &result)?;
         let times = time(gpu, &plan.finish()?)?;
-        records.push(times.record("peak", &format!("fma-{workgroup}"), "chains", flops, 0.0));
+        records.push(times.record("peak", &format!("fma-{workgroup}"), "8 x vec4", flops, 0.0));
     }
     // Larger than any cache that matters, within the smallest binding.
     let shape = [1, 1, 24 << 20];
