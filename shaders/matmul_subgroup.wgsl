@@ -116,6 +116,22 @@ fn finish_row_sum(replica: u32, split: u32, row: u32, sum: f32) {
 }
 // --- end of epilogue
 
+// Reads one vec4 of each cache line of C's tile, so that the lines are at hand when they are stored to. lavapipe stores
+// lane by lane and spills registers between, which fills the CPU's queue of stores: it would wait for every two lines.
+fn lines_of_c(replica: u32, split: u32, row_0: u32, col_0: u32, lane: u32) -> vec4<f32> {
+    const LINE = 16u; // floats
+    const PER_ROW = LANES * COL_VECS * 4u / LINE;
+    let base = (split * params.replicas + replica) * params.c_replica;
+    var sum = vec4<f32>();
+    for (var t = 0u; t < ROW_BLOCKS * PER_ROW; t++) {
+        let line = t * LANES + lane;
+        let row = min(row_0 + line / PER_ROW, params.m - 1u);
+        let col = min(col_0 + line % PER_ROW * LINE, params.c_stride - 4u);
+        sum += c[(base + row * params.c_stride + col) / 4u];
+    }
+    return sum;
+}
+
 @compute @workgroup_size(LANES)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(subgroup_invocation_id) lane: u32) {
     let replica = group.z / SPLITS;
@@ -200,12 +216,21 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(subgroup_invocation_id
         }
     }
 
+    if !ACCUMULATE {
+        let read = lines_of_c(replica, split, row_0, col_0, lane);
+        // There is always a replica; but no compiler knows, so it reads before it stores.
+        if params.replicas == 0u { sums[0][0][0] += read; }
+    }
+    var shift: array<vec4<f32>, COL_VECS>;
     for (var v = 0u; v < COL_VECS; v++) {
-        let col = col_0 + (v * LANES + lane) * 4u;
-        let shift = bias_of(replica, col);
-        for (var i = 0u; i < ROW_BLOCKS; i++) {
-            for (var r = 0u; r < LANES; r++) {
-                finish(replica, split, row_0 + i * LANES + r, col, sums[i][r][v], shift);
+        shift[v] = bias_of(replica, col_0 + (v * LANES + lane) * 4u);
+    }
+    // Row by row, and along a row: what lies side by side in memory is stored one after the other.
+    for (var i = 0u; i < ROW_BLOCKS; i++) {
+        for (var r = 0u; r < LANES; r++) {
+            for (var v = 0u; v < COL_VECS; v++) {
+                let col = col_0 + (v * LANES + lane) * 4u;
+                finish(replica, split, row_0 + i * LANES + r, col, sums[i][r][v], shift[v]);
             }
         }
     }
