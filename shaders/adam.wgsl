@@ -57,10 +57,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         return;
     }
     let at = group.z * params.groups + i;
-    let first = slot.x * params.replicas + group.z;
-    let lr = steps[first].lr;
-    let correction_1 = steps[first].correction_1;
-    let correction_2 = steps[first].correction_2;
+    let now = steps[slot.x * params.replicas + group.z];
     var w = weight[at];
     var g = gradient[at];
     if SCALED {
@@ -71,7 +68,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         g *= scale;
     }
     if DECOUPLED {
-        w -= lr * params.weight_decay * w;
+        w -= now.lr * params.weight_decay * w;
     } else {
         g += params.weight_decay * w;
     }
@@ -79,7 +76,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     var v = params.beta_2 * moment_2[at];
     for (var j = 0u; j < 2u; j++) {
         v[j] += params.rest_2 * g[j] * g[j];
-        w[j] -= lr * correction_1 * m[j] / (correction_2 * sqrt(v[j]) + params.epsilon);
+        w[j] -= now.lr * now.correction_1 * m[j] / (now.correction_2 * sqrt(v[j]) + params.epsilon);
     }
     moment_1[at] = m;
     moment_2[at] = v;

@@ -68,8 +68,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     if at >= params.groups {
         return;
     }
-    let first = slot.x * params.replicas + group.z;
-    let words = philox(steps[first].seed, vec4<u32>(at, steps[first].step, STREAM, params.layer));
+    let now = steps[slot.x * params.replicas + group.z];
+    let words = philox(now.seed, vec4<u32>(at, now.step, STREAM, params.layer));
     let whole = x[group.z * params.x_replica + at];
     var kept = select(vec4<f32>(), whole * params.scale, words >= vec4<u32>(params.threshold));
     let to = group.z * params.y_replica + at;

@@ -50,7 +50,8 @@ fn row_sum(x: f32, lane: u32) -> f32 {
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let row = group.x;
     let replica = group.z;
-    let rows = steps[slot.x * params.replicas + replica].rows;
+    let now = steps[slot.x * params.replicas + replica];
+    let rows = now.rows;
     let width = select(0u, params.width, row < rows);
     let a_at = replica * params.a_replica + row * params.a_stride;
     let b_at = replica * params.b_replica + row * params.b_stride;

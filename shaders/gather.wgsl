@@ -99,18 +99,18 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         return;
     }
     let to = replica * (params.x_replica / 4u) + at;
-    let first = slot.x * params.replicas + replica;
-    if row >= steps[first].rows {
+    let now = steps[slot.x * params.replicas + replica];
+    if row >= now.rows {
         x[to] = vec4<f32>();
         return;
     }
-    let item = order[replica * params.order_replica + steps[first].row_start + row] - params.chunk_start;
+    let item = order[replica * params.order_replica + now.row_start + row] - params.chunk_start;
     if item >= params.chunk_rows {
         return;
     }
     var value: vec4<f32>;
     if JITTER {
-        let words = philox(steps[first].seed, vec4<u32>(row, steps[first].step, STREAM, 0u));
+        let words = philox(now.seed, vec4<u32>(row, now.step, STREAM, 0u));
         let places = 2u * params.reach + 1u;
         let by = vec2<u32>(upper(words.x, places), upper(words.y, places));
         let start = item * params.source_stride;

@@ -46,9 +46,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         return;
     }
     let at = group.z * params.groups + i;
-    let first = slot.x * params.replicas + group.z;
-    let lr = steps[first].lr;
-    let mu = steps[first].momentum;
+    let now = steps[slot.x * params.replicas + group.z];
     var w = weight[at];
     var g = gradient[at];
     if SCALED {
@@ -59,9 +57,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         g *= scale;
     }
     g += params.weight_decay * w;
-    var m = mu * momentum[at] + g;
+    var m = now.momentum * momentum[at] + g;
     for (var j = 0u; j < 2u; j++) {
-        w[j] -= lr * select(m[j], g[j] + mu * m[j], NESTEROV);
+        w[j] -= now.lr * select(m[j], g[j] + now.momentum * m[j], NESTEROV);
     }
     momentum[at] = m;
     weight[at] = w;

@@ -103,7 +103,7 @@ fn planted_faults_in_other_kernels_make_doctor_fail() {
         (&head::KERNEL, "head", "select(0.0, all.x, labelled)", "all.x"),
         (&gather::KERNEL, "gather", "- params.chunk_start", ""),
         (&gather::KERNEL, "gather", "word >> 16u", "word >> 17u"),
-        (&gather::KERNEL, "gather", "row >= steps[first].rows", "row > steps[first].rows"),
+        (&gather::KERNEL, "gather", "row >= now.rows", "row > now.rows"),
         (&gather::KERNEL, "gather", "upper(words.y, places)", "upper(words.x, places)"),
         (&gather::KERNEL, "gather", "any(whence >= size)", "whence.x >= size.x"),
         (&gather::KERNEL, "gather", "8u * (at % 4u)", "8u * (j % 4u)"),
@@ -117,11 +117,11 @@ fn planted_faults_in_other_kernels_make_doctor_fail() {
         (&max_norm::KERNEL, "max_norm", "reach = 32u", "reach = 16u"),
         (&max_norm::KERNEL, "max_norm", "params.limit / norm", "params.limit"),
         (&max_norm::KERNEL, "max_norm", ".y == 0.0", ".y > 0.0"),
-        (&sgd::KERNEL, "sgd", "select(m[j], g[j] + mu * m[j], NESTEROV)", "m[j]"),
+        (&sgd::KERNEL, "sgd", "select(m[j], g[j] + now.momentum * m[j], NESTEROV)", "m[j]"),
         (&sgd::KERNEL, "sgd", "slot.x * params.replicas + group.z", "slot.x * params.replicas"),
         (&adam::KERNEL, "adam", "params.rest_2 * g[j] * g[j]", "params.rest_2 * g[j]"),
         (&adam::KERNEL, "adam", "+ params.epsilon)", ")"),
-        (&adam::KERNEL, "adam", "w -= lr * params.weight_decay * w", "w -= params.weight_decay * w"),
+        (&adam::KERNEL, "adam", "w -= now.lr * params.weight_decay * w", "w -= params.weight_decay * w"),
     ]);
 }
 

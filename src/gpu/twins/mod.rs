@@ -6,86 +6,29 @@
 //! `mat2x4<f32>`, which has a loop for each column, one of four. The bits are the same. This is done to what the driver
 //! gets, for every kernel in one place; the shaders say vec4 and mat2x4 and know nothing of it.
 //!
+//! A struct of scalars, as the step's numbers, is as many such loops as it has members; as texels it is none.
+//!
 //! An invocation that stores and then loads would need to see by way of the image what it wrote by way of the buffer:
 //! what is used so goes by pairs both ways. A loop that loads puts the lanes together in a register. Where a u64 of each
 //! lane does not fit one, it does so in memory, at several times the cost: there it stays as it is.
+//!
+//! Uniform values are read before anything else, for the sake of the same drivers (`read_once`).
+
+mod text;
+mod uses;
 
 use std::collections::HashMap;
 
 use naga::{
-    AddressSpace, ArraySize, Block, Expression, Function, GlobalVariable, Handle, Literal, Module, Range,
-    Scalar, Span, Statement, StorageAccess, TypeInner, VectorSize,
+    AddressSpace, Block, Expression, Function, GlobalVariable, Handle, Module, Range, Span, Statement,
 };
 
-use crate::gpu::image;
-
-/// Declares the memory of NAME, an array in storage, a second time, as pairs of floats.
-const PAIRS: &str = "@group(0) @binding(INDEX) var<storage, ACCESS> NAME_pairs: array<ELEMENT>;\n";
-/// Declares it as an image.
-const IMAGE: &str = "@group(0) @binding(IMAGE) var NAME_image: texture_storage_2d<rgba32float, read>;\n";
-
-/// What loads and stores an element.
-struct Text {
-    element: &'static str,
-    load: &'static str,
-    load_image: &'static str,
-    store: &'static str,
-}
-
-/// For arrays of vec4.
-const VEC4: Text = Text {
-    element: "vec2<u64>",
-    load: "\
-fn NAME_twin_load(at: u32) -> vec4<f32> {
-    let low = vec2<u32>(NAME_pairs[at]);
-    let high = vec2<u32>(NAME_pairs[at] >> vec2<u32>(32u));
-    return bitcast<vec4<f32>>(vec4<u32>(low.x, high.x, low.y, high.y));
-}
-",
-    load_image: "\
-fn NAME_twin_load(at: u32) -> vec4<f32> {
-    return textureLoad(NAME_image, vec2<u32>(at % WIDTHu, at / WIDTHu));
-}
-",
-    store: "\
-fn NAME_twin_store(at: u32, value: vec4<f32>) {
-    let x = bitcast<vec4<u32>>(value);
-    NAME_pairs[at] = vec2<u64>(x.xz) | vec2<u64>(x.yw) << vec2<u32>(32u);
-}
-",
-};
-/// For arrays of mat2x4.
-const MAT2X4: Text = Text {
-    element: "vec4<u64>",
-    load: "\
-fn NAME_twin_load(at: u32) -> mat2x4<f32> {
-    let low = vec4<u32>(NAME_pairs[at]);
-    let high = vec4<u32>(NAME_pairs[at] >> vec4<u32>(32u));
-    return mat2x4<f32>(
-        bitcast<vec4<f32>>(vec4<u32>(low.x, high.x, low.y, high.y)),
-        bitcast<vec4<f32>>(vec4<u32>(low.z, high.z, low.w, high.w)));
-}
-",
-    load_image: "\
-fn NAME_twin_load(at: u32) -> mat2x4<f32> {
-    let place = vec2<u32>(2u * at % WIDTHu, 2u * at / WIDTHu);
-    return mat2x4<f32>(textureLoad(NAME_image, place), textureLoad(NAME_image, place + vec2<u32>(1u, 0u)));
-}
-",
-    store: "\
-fn NAME_twin_store(at: u32, value: mat2x4<f32>) {
-    let x = bitcast<vec4<u32>>(value[0]);
-    let y = bitcast<vec4<u32>>(value[1]);
-    let low = vec4<u64>(vec4<u32>(x.xz, y.xz));
-    NAME_pairs[at] = low | vec4<u64>(vec4<u32>(x.yw, y.yw)) << vec4<u32>(32u);
-}
-",
-};
+pub(crate) use text::IMAGES;
+use text::Text;
+use uses::{Uses, taken_whole};
 
 /// The lanes of 64 bits in the widest register that a CPU has, of 512 bits.
 const LANES_OF_PAIRS: u32 = 8;
-/// An image's binding is that of its buffer and this.
-pub(crate) const IMAGES: u32 = 16;
 
 /// The functions that stand for loads and stores of one binding.
 struct Twin {
@@ -96,7 +39,7 @@ struct Twin {
 type Twins = HashMap<Handle<GlobalVariable>, Twin>;
 
 /// Parses a shader so that its `array<vec4<f32>>` and `array<mat2x4<f32>>` in storage are read as images and written by
-/// pairs of floats, wherever an element is only ever taken whole and that pays for subgroups of `lanes` lanes. The
+/// pairs of floats, and arrays of structs of scalars read as images, wherever an element is only ever taken whole and that pays for subgroups of `lanes` lanes. The
 /// device must have `SHADER_INT64`. Gives the names of those that are images as well, at bindings of their own; none but
 /// `by_images`, without which loads go by pairs too.
 ///
@@ -109,11 +52,12 @@ pub fn twinned(source: &str, lanes: u32, by_images: bool) -> Result<(Module, Vec
     let mut images = Vec::new();
     let mut text = String::new();
     for (handle, var) in module.global_variables.iter() {
-        let Some(form) = text_of(&module, var).filter(|_| taken_whole(&module, handle)) else { continue };
+        let Some(form) = Text::of(&module, var).filter(|_| taken_whole(&module, handle)) else { continue };
         let uses = Uses::of(&module, handle);
         let image = by_images && uses.loads && !uses.loads_after_a_store;
-        if image || lanes <= LANES_OF_PAIRS || !uses.loads {
-            text += &twin(var, form, image);
+        let by_pairs = form.has_pairs() && (lanes <= LANES_OF_PAIRS || !uses.loads);
+        if image || by_pairs {
+            text += &form.twin(var, image);
             images.extend(var.name.clone().filter(|_| image));
         }
     }
@@ -134,145 +78,45 @@ pub fn twinned(source: &str, lanes: u32, by_images: bool) -> Result<(Module, Vec
     for function in module.functions.iter_mut().map(|(_, f)| f).chain(entry_points) {
         redirect(function, &twins);
     }
+    read_once(&mut module);
     Ok((module, images))
 }
 
-/// What stands for a variable, by its elements; for one that is an array in storage.
-fn text_of(module: &Module, var: &GlobalVariable) -> Option<Text> {
-    let (AddressSpace::Storage { .. }, TypeInner::Array { base, size: ArraySize::Dynamic, .. }) =
-        (var.space, &module.types[var.ty].inner)
-    else {
-        return None;
-    };
-    match module.types[*base].inner {
-        TypeInner::Vector { size: VectorSize::Quad, scalar: Scalar::F32 } => Some(VEC4),
-        TypeInner::Matrix { columns: VectorSize::Bi, rows: VectorSize::Quad, scalar: Scalar::F32 } => {
-            Some(MAT2X4)
-        }
-        _ => None,
-    }
-}
-
-/// The text of a variable's twin.
-fn twin(var: &GlobalVariable, form: Text, image: bool) -> String {
-    let (Some(name), Some(binding)) = (&var.name, &var.binding) else { return String::new() };
-    let written =
-        matches!(var.space, AddressSpace::Storage { access } if access.contains(StorageAccess::STORE));
-    let pairs = if written || !image { PAIRS } else { "" };
-    let load = if image { [IMAGE, form.load_image].concat() } else { form.load.to_owned() };
-    let store = if written { form.store } else { "" };
-    [pairs, &load, store]
-        .concat()
-        .replace("NAME", name)
-        .replace("ELEMENT", form.element)
-        .replace("INDEX", &binding.binding.to_string())
-        .replace("IMAGE", &(binding.binding + IMAGES).to_string())
-        .replace("ACCESS", if written { "read_write" } else { "read" })
-        .replace("WIDTH", &image::WIDTH.to_string())
-}
-
-fn functions(module: &Module) -> impl Iterator<Item = &Function> {
-    module.functions.iter().map(|(_, f)| f).chain(module.entry_points.iter().map(|e| &e.function))
-}
-
-/// Whether no shader asks the length of the array `var`, an element by a constant index, or a part of one.
-fn taken_whole(module: &Module, var: Handle<GlobalVariable>) -> bool {
-    functions(module).all(|f| {
-        let is_var = |e: Handle<Expression>| f.expressions[e] == Expression::GlobalVariable(var);
-        let is_element = |e| matches!(f.expressions[e], Expression::Access { base, .. } if is_var(base));
-        f.expressions.iter().all(|(_, e)| match *e {
-            Expression::Access { base, .. } => !is_element(base),
-            Expression::AccessIndex { base, .. } => !is_var(base) && !is_element(base),
-            Expression::ArrayLength(array) => !is_var(array),
-            _ => true,
-        })
-    })
-}
-
-/// What an invocation may do with the elements of an array.
-#[derive(Clone, Copy, Default)]
-struct Uses {
-    loads: bool,
-    stores: bool,
-    /// It loads one after it stored one: by way of an image it need not see that.
-    loads_after_a_store: bool,
-}
-
-impl Uses {
-    fn of(module: &Module, var: Handle<GlobalVariable>) -> Self {
-        let mut uses = Self::default();
-        module.entry_points.iter().for_each(|e| uses.follow(module, var, &e.function, &e.function.body));
-        uses
-    }
-
-    /// Goes through a block of `f` in the order in which it is executed, but for what stands under a constant
-    /// condition that does not hold.
-    fn follow(&mut self, module: &Module, var: Handle<GlobalVariable>, f: &Function, block: &Block) {
-        let is_element = |pointer: Handle<Expression>| {
-            matches!(f.expressions[pointer], Expression::Access { base, .. }
-                if f.expressions[base] == Expression::GlobalVariable(var))
+/// Has every entry point read its uniform values into variables of its own before anything else, and everything else
+/// take them from there. Where some lanes may be idle, under a condition or in a loop, lavapipe reads a uniform value
+/// for each lane by itself.
+fn read_once(module: &mut Module) {
+    let is_uniform = |var: &GlobalVariable| var.space == AddressSpace::Uniform;
+    let uniforms: Vec<_> =
+        module.global_variables.iter().filter(|(_, v)| is_uniform(v)).map(|(h, _)| h).collect();
+    for uniform in uniforms {
+        let var = &module.global_variables[uniform];
+        let copy = GlobalVariable {
+            name: var.name.as_ref().map(|name| format!("{name}_copy")),
+            space: AddressSpace::Private,
+            binding: None,
+            ..var.clone()
         };
-        let is_load = |e| matches!(f.expressions[e], Expression::Load { pointer } if is_element(pointer));
-        for statement in block {
-            match statement {
-                Statement::Emit(range) if range.clone().any(is_load) => {
-                    self.loads = true;
-                    self.loads_after_a_store |= self.stores;
+        let copy = module.global_variables.append(copy, Span::default());
+        let entry_points = module.entry_points.iter_mut().map(|e| &mut e.function);
+        for function in module.functions.iter_mut().map(|(_, f)| f).chain(entry_points) {
+            for (_, e) in function.expressions.iter_mut() {
+                if *e == Expression::GlobalVariable(uniform) {
+                    *e = Expression::GlobalVariable(copy);
                 }
-                Statement::Store { pointer, .. } if is_element(*pointer) => self.stores = true,
-                Statement::Call { function, .. } => {
-                    let callee = &module.functions[*function];
-                    self.follow(module, var, callee, &callee.body);
-                }
-                Statement::Block(inner) => self.follow(module, var, f, inner),
-                Statement::If { condition, accept, reject } => {
-                    let holds = constant(module, f, *condition);
-                    let ways = [(accept, Some(false)), (reject, Some(true))];
-                    self.follow_one(module, var, f, ways.into_iter().filter(|w| w.1 != holds).map(|w| w.0));
-                }
-                // Some case comes after another where that one falls through: what is the same to a walk of all
-                // of them, twice.
-                Statement::Switch { cases, .. } => {
-                    (0..2).for_each(|_| self.follow_one(module, var, f, cases.iter().map(|c| &c.body)));
-                }
-                Statement::Loop { body, continuing, .. } => {
-                    for block in [body, continuing, body, continuing] {
-                        self.follow(module, var, f, block);
-                    }
-                }
-                _ => {}
             }
         }
-    }
-
-    /// One of these blocks is executed.
-    fn follow_one<'a>(
-        &mut self,
-        module: &Module,
-        var: Handle<GlobalVariable>,
-        f: &Function,
-        blocks: impl IntoIterator<Item = &'a Block>,
-    ) {
-        let before = *self;
-        for block in blocks {
-            let mut way = before;
-            way.follow(module, var, f, block);
-            self.loads |= way.loads;
-            self.stores |= way.stores;
-            self.loads_after_a_store |= way.loads_after_a_store;
+        for entry in &mut module.entry_points {
+            let mut append = |e| entry.function.expressions.append(e, Span::default());
+            let pointer = append(Expression::GlobalVariable(copy));
+            let from = append(Expression::GlobalVariable(uniform));
+            let value = append(Expression::Load { pointer: from });
+            let mut body = Block::new();
+            body.push(Statement::Emit(Range::new_from_bounds(value, value)), Span::default());
+            body.push(Statement::Store { pointer, value }, Span::default());
+            let rest = std::mem::replace(&mut entry.function.body, body);
+            entry.function.body.extend_block(rest);
         }
-    }
-}
-
-/// What a condition always is, where it is written down.
-fn constant(module: &Module, f: &Function, condition: Handle<Expression>) -> Option<bool> {
-    let expression = match f.expressions[condition] {
-        Expression::Constant(constant) => &module.global_expressions[module.constants[constant].init],
-        ref other => other,
-    };
-    match expression {
-        Expression::Literal(Literal::Bool(holds)) => Some(*holds),
-        _ => None,
     }
 }
 
@@ -473,6 +317,71 @@ mod tests {
             let source = main(&format!("{part}; z[i] = x[i].x + y[i].x + m[i][1].x;"));
             assert_eq!(touched(&source, 8), ["x", "y", "z", "m"], "{part}");
         }
+    }
+
+    #[test]
+    fn a_struct_of_scalars_is_loaded_as_texels_where_it_is_taken_whole() {
+        let source = |members: &str, load: &str| {
+            format!(
+                "struct S {{ {members} }} @group(0) @binding(4) var<storage, read> s: array<S>; {}",
+                main(&format!("let a = {load}; z[i] = f32(a) + x[i].x;"))
+            )
+        };
+        let four = "a: u32, b: f32, c: f32, d: u32";
+        for (members, load, is_image) in [
+            (four, "s[i].a", false),
+            (four, "whole(i).a", true),
+            ("a: u32, b: f32, c: f32, d: i32", "whole(i).a", false),
+            ("a: u32, b: f32, c: f32", "whole(i).a", false),
+            ("a: u32, @align(16) b: f32, c: f32, d: u32", "whole(i).a", false),
+            (
+                &format!("{four}, {}, {}", four.replace(':', "1:"), four.replace(':', "2:")),
+                "whole(i).a",
+                false,
+            ),
+            (&format!("{four}, {}", four.replace(':', "1:")), "whole(i).d1", true),
+        ] {
+            let source = source(members, load) + "fn whole(i: u32) -> S { let now = s[i]; return now; }";
+            for lanes in [8, 16] {
+                let names = touched(&source, lanes);
+                assert_eq!(names.contains(&"s_image".to_owned()), is_image, "{members}, {load}: {names:?}");
+                assert_eq!(names.contains(&"s".to_owned()), !is_image, "{members}, {load}: {names:?}");
+            }
+            let by_pairs = touched_by(&source, 8, false);
+            assert!(by_pairs.contains(&"s".to_owned()), "there are no pairs of those: {by_pairs:?}");
+        }
+    }
+
+    #[test]
+    fn uniform_values_are_read_once_and_first() {
+        let source = "
+            struct Params { n: u32, scale: f32 }
+            @group(0) @binding(0) var<uniform> params: Params;
+            @group(0) @binding(1) var<uniform> slot: vec4<u32>;
+            @group(0) @binding(2) var<storage, read_write> y: array<f32>;
+            fn scaled(x: f32) -> f32 { return params.scale * x; }
+            @compute @workgroup_size(8) fn main(@builtin(local_invocation_index) i: u32) {
+                if i >= params.n { return; }
+                for (var k = 0u; k < slot.x; k++) { y[k] = scaled(y[k + slot.y]); }
+            }";
+        assert_eq!(touched(source, 8), ["params", "slot", "y", "params_copy", "slot_copy"]);
+        let (module, _) = twinned(source, 8, true).expect("the source parses");
+        let is_uniform = |f: &Function, e: Handle<Expression>| {
+            matches!(f.expressions[e], Expression::GlobalVariable(var)
+                if module.global_variables[var].space == AddressSpace::Uniform)
+        };
+        let reads = |f: &Function| f.expressions.iter().filter(|(e, _)| is_uniform(f, *e)).count();
+        assert!(module.functions.iter().all(|(_, f)| reads(f) == 0), "by the functions: from the copies");
+        let entry = &module.entry_points[0].function;
+        assert_eq!(reads(entry), 2, "each uniform once");
+        let first: Vec<_> = entry.body.iter().take(4).collect();
+        assert!(
+            matches!(
+                first[..],
+                [Statement::Emit(_), Statement::Store { .. }, Statement::Emit(_), Statement::Store { .. }]
+            ),
+            "{first:?}"
+        );
     }
 
     #[test]

@@ -1,0 +1,154 @@
+//! The functions that load and store an element in another form, as WGSL.
+
+use std::fmt::Write as _;
+
+use naga::{
+    AddressSpace, ArraySize, GlobalVariable, Module, Scalar, StorageAccess, StructMember, TypeInner,
+    VectorSize,
+};
+
+use crate::gpu::image;
+
+/// An image's binding is that of its buffer and this.
+pub(crate) const IMAGES: u32 = 16;
+
+/// Declares the memory of NAME, an array in storage, a second time, as pairs of floats.
+const PAIRS: &str = "@group(0) @binding(INDEX) var<storage, ACCESS> NAME_pairs: array<ELEMENT>;\n";
+/// Declares it as an image.
+const IMAGE: &str = "@group(0) @binding(IMAGE) var NAME_image: texture_storage_2d<rgba32float, read>;\n";
+
+/// What loads and stores an element.
+pub(super) struct Text {
+    load_image: String,
+    /// None where an element is no whole number of pairs of floats.
+    pairs: Option<&'static Pairs>,
+}
+
+struct Pairs {
+    element: &'static str,
+    load: &'static str,
+    store: &'static str,
+}
+
+static VEC4: Pairs = Pairs {
+    element: "vec2<u64>",
+    load: "\
+fn NAME_twin_load(at: u32) -> vec4<f32> {
+    let low = vec2<u32>(NAME_pairs[at]);
+    let high = vec2<u32>(NAME_pairs[at] >> vec2<u32>(32u));
+    return bitcast<vec4<f32>>(vec4<u32>(low.x, high.x, low.y, high.y));
+}
+",
+    store: "\
+fn NAME_twin_store(at: u32, value: vec4<f32>) {
+    let x = bitcast<vec4<u32>>(value);
+    NAME_pairs[at] = vec2<u64>(x.xz) | vec2<u64>(x.yw) << vec2<u32>(32u);
+}
+",
+};
+static MAT2X4: Pairs = Pairs {
+    element: "vec4<u64>",
+    load: "\
+fn NAME_twin_load(at: u32) -> mat2x4<f32> {
+    let low = vec4<u32>(NAME_pairs[at]);
+    let high = vec4<u32>(NAME_pairs[at] >> vec4<u32>(32u));
+    return mat2x4<f32>(
+        bitcast<vec4<f32>>(vec4<u32>(low.x, high.x, low.y, high.y)),
+        bitcast<vec4<f32>>(vec4<u32>(low.z, high.z, low.w, high.w)));
+}
+",
+    store: "\
+fn NAME_twin_store(at: u32, value: mat2x4<f32>) {
+    let x = bitcast<vec4<u32>>(value[0]);
+    let y = bitcast<vec4<u32>>(value[1]);
+    let low = vec4<u64>(vec4<u32>(x.xz, y.xz));
+    NAME_pairs[at] = low | vec4<u64>(vec4<u32>(x.yw, y.yw)) << vec4<u32>(32u);
+}
+",
+};
+
+impl Text {
+    /// For a variable that is an array in storage, by its elements: vec4, mat2x4, or a struct of scalars that fill
+    /// whole texels.
+    pub(super) fn of(module: &Module, var: &GlobalVariable) -> Option<Self> {
+        let (AddressSpace::Storage { .. }, TypeInner::Array { base, size: ArraySize::Dynamic, .. }) =
+            (var.space, &module.types[var.ty].inner)
+        else {
+            return None;
+        };
+        let element = &module.types[*base];
+        let (load_image, pairs) = match &element.inner {
+            TypeInner::Vector { size: VectorSize::Quad, scalar: Scalar::F32 } => {
+                (load_image("vec4<f32>", 1, "texel_0"), Some(&VEC4))
+            }
+            TypeInner::Matrix { columns: VectorSize::Bi, rows: VectorSize::Quad, scalar: Scalar::F32 } => {
+                (load_image("mat2x4<f32>", 2, "mat2x4<f32>(texel_0, texel_1)"), Some(&MAT2X4))
+            }
+            TypeInner::Struct { members, .. } => {
+                let name = element.name.as_ref()?;
+                let (texels, value) = scalars(module, members)?;
+                (load_image(name, texels, &format!("{name}({value})")), None)
+            }
+            _ => return None,
+        };
+        Some(Self { load_image, pairs })
+    }
+
+    /// Whether elements can be loaded and stored by pairs.
+    pub(super) fn has_pairs(&self) -> bool {
+        self.pairs.is_some()
+    }
+
+    /// The functions for `var`, and the bindings that they need: loads by an image, or by pairs.
+    pub(super) fn twin(&self, var: &GlobalVariable, image: bool) -> String {
+        let (Some(name), Some(binding)) = (&var.name, &var.binding) else { return String::new() };
+        let written =
+            matches!(var.space, AddressSpace::Storage { access } if access.contains(StorageAccess::STORE));
+        let mut text = String::new();
+        if let Some(pairs) = self.pairs.filter(|_| written || !image) {
+            text += &PAIRS.replace("ELEMENT", pairs.element);
+            text += if image { "" } else { pairs.load };
+            text += if written { pairs.store } else { "" };
+        }
+        if image {
+            text += IMAGE;
+            text += &self.load_image;
+        }
+        text.replace("NAME", name)
+            .replace("INDEX", &binding.binding.to_string())
+            .replace("IMAGE", &(binding.binding + IMAGES).to_string())
+            .replace("ACCESS", if written { "read_write" } else { "read" })
+    }
+}
+
+/// A function that loads an element of `texels` texels, which lie in one row, and makes `value` of them.
+fn load_image(element: &str, texels: usize, value: &str) -> String {
+    let width = image::WIDTH;
+    let mut text = format!(
+        "fn NAME_twin_load(at: u32) -> {element} {{
+    let place = vec2<u32>({texels}u * at % {width}u, {texels}u * at / {width}u);\n"
+    );
+    for i in 0..texels {
+        let _ = writeln!(text, "    let texel_{i} = textureLoad(NAME_image, place + vec2<u32>({i}u, 0u));");
+    }
+    text + &format!("    return {value};\n}}\n")
+}
+
+/// How many texels a struct of scalars of 32 bits is, a power of two, and its members out of them.
+fn scalars(module: &Module, members: &[StructMember]) -> Option<(usize, String)> {
+    let texels = members.len() / 4;
+    if !members.len().is_multiple_of(4) || !texels.is_power_of_two() || texels > image::WIDTH {
+        return None;
+    }
+    let mut values = Vec::new();
+    for (i, member) in members.iter().enumerate() {
+        let from = format!("texel_{}[{}]", i / 4, i % 4);
+        values.push(match module.types[member.ty].inner {
+            _ if member.offset as usize != 4 * i => return None,
+            TypeInner::Scalar(Scalar::F32) => from,
+            TypeInner::Scalar(Scalar::U32) => format!("bitcast<u32>({from})"),
+            _ => return None,
+        });
+    }
+    Some((texels, values.join(", ")))
+}
