@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use limbeck::gpu::pipeline::{
     Access, BASELINE_INVOCATIONS, BASELINE_WORKGROUP_MEMORY, Binding, Constants, Reflection, reflect,
 };
+use limbeck::gpu::twins::twinned;
 use limbeck::gpu::{Constant, Kernel};
 use limbeck::kernels;
 use limbeck::kernels::step::Step;
@@ -96,7 +97,14 @@ fn the_step_is_the_same_struct_everywhere() {
         assert!(slot.is_some(), "{}: which of the steps?", kernel.name);
         assert_same(&steps.members, Step::FIELDS, kernel.name);
         assert_eq!((steps.access, steps.size), (Access::Read, size_of::<Step>()), "{}", kernel.name);
-        seen.insert(kernel.name);
+        if seen.insert(kernel.name) {
+            let (_, images) = twinned(kernel.source, 8, true).expect("the shader parses");
+            assert!(
+                images.iter().any(|name| name == "steps"),
+                "{}: takes a part of a step: {images:?}",
+                kernel.name
+            );
+        }
     }
     assert_eq!(
         seen.into_iter().collect::<Vec<_>>(),

@@ -8,7 +8,8 @@ use crate::gpu::program::SLOTS;
 use crate::gpu::{Gpu, Tensor};
 
 params! {
-    /// One step of one replica, as every shader's `struct Step` declares it.
+    /// One step of one replica, as every shader's `struct Step` declares it. A shader takes it whole, `steps[i]` and not
+    /// `steps[i].rows`, for some drivers to get it as texels ([`crate::gpu::twins`]).
     struct Step {
         step: u32, row_start: u32, rows: u32, seed: u32,
         lr: f32, momentum: f32, correction_1: f32, correction_2: f32,
