@@ -1,8 +1,9 @@
 #!/bin/sh
 # test-drivers.sh [--brief]: the whole test suite on every software Vulkan driver: lavapipe with subgroups
-# of 4, 8 and (where the CPU has AVX-512) 16 lanes, and SwiftShader. One line per driver.
-# With --brief, which follows `make test`, the driver that those tests had is left out, and the slowest,
-# SwiftShader, runs the tests of kernels and gradients only.
+# of 4, 8 and (where the CPU has AVX-512) 16 lanes, on Debian 12 also the newer lavapipe of its backports,
+# and SwiftShader. One line per driver.
+# With --brief, which follows `make test`, the driver that those tests had is left out, and the slowest run less:
+# SwiftShader the tests of kernels and gradients, the newer lavapipe those of gradients.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -67,11 +68,11 @@ on() {
 }
 
 # What the user may have set for other runs must not choose the driver here.
-# Mesa's shader cache takes no notice of the vector width and would hand one width's code to another.
+# Mesa's shader cache takes no notice of the vector width and would hand one width's code to another: each has its own.
 under() {
     env -u WGPU_ADAPTER_NAME -u VK_ICD_FILENAMES -u VK_ADD_DRIVER_FILES \
         WGPU_BACKEND=vulkan VK_DRIVER_FILES="$manifest" LP_NATIVE_VECTOR_WIDTH="$width" \
-        MESA_SHADER_CACHE_DIR="$PWD/$logs/cache-$width" \
+        MESA_SHADER_CACHE_DIR="$PWD/$logs/cache-$label" \
         LIMBECK_TEST_ADAPTER="$adapter" LIMBECK_TEST_LANES="$lanes" \
         cargo test "$@" </dev/null >"$log" 2>&1
 }
@@ -82,6 +83,13 @@ if grep -q avx512f /proc/cpuinfo; then
     on lavapipe-16 llvmpipe 16 "$lavapipe" 512 $suite
 else
     echo 'lavapipe-16: left out, this CPU has no AVX-512'
+fi
+newer=$(sh scripts/newer-lavapipe.sh "$PWD/target/newer-lavapipe") || newer=
+if [ -n "$newer" ]; then
+    [ "${1:-}" = --brief ] && tests='--test gradients' || tests=$suite
+    on newer-lavapipe llvmpipe 8 "$newer" 256 $tests
+else
+    echo "newer-lavapipe: left out, the system's is as new or Debian's backports cannot be reached"
 fi
 if [ "${1:-}" = --brief ]; then
     kernels='--lib --test kernels --test kernels_random --test gradients --test non_finite'

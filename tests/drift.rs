@@ -112,6 +112,35 @@ fn the_step_is_the_same_struct_everywhere() {
     );
 }
 
+/// An array whose elements are not named by constants is no register, whatever the compiler.
+#[test]
+fn register_tiles_are_named_by_constants() {
+    use naga::Expression;
+    // What the epilogue does to a vec4 is no matter here.
+    let has_end = |constant: &(&str, Constant)| {
+        let (name, value) = *constant;
+        ["BIAS", "KEEP", "ACCUMULATE", "ACTIVATION", "MASK"].contains(&name)
+            && ![Constant::Bool(false), Constant::U32(0)].contains(&value)
+    };
+    let subgroup = kernels::all().into_iter().find(|k| k.name == "matmul_subgroup").expect("the kernel");
+    let variants: Vec<_> = (subgroup.variants)().into_iter().filter(|v| !v.iter().any(has_end)).collect();
+    assert!(variants.len() > 40, "{} variants", variants.len());
+    for constants in variants {
+        let (module, _) = twinned(&subgroup.specialise(&constants), 8, true).expect("the shader parses");
+        let main = &module.entry_points[0].function;
+        assert!(main.local_variables.iter().any(|(_, v)| v.name.as_deref() == Some("sums")));
+        let is_local = |mut at| loop {
+            match main.expressions[at] {
+                Expression::LocalVariable(_) => break true,
+                Expression::Access { base, .. } | Expression::AccessIndex { base, .. } => at = base,
+                _ => break false,
+            }
+        };
+        let by_a_value = |e: &Expression| matches!(*e, Expression::Access { base, .. } if is_local(base));
+        assert!(!main.expressions.iter().any(|(_, e)| by_a_value(e)), "{constants:?}");
+    }
+}
+
 #[test]
 fn bindings_are_named_numbered_and_few() {
     for (kernel, constants, reflection) in all() {

@@ -81,14 +81,22 @@ fn a_full_disk_leaves_the_last_good_checkpoint() {
     let every = ["--checkpoint-every", "20"];
     succeeds(bench.train("run", &WIDE).args(every).args(["--max-steps", "40"]));
     let before = bench.checkpoints("run");
+    // 512-byte blocks; without the trap the signal would end the process.
+    let limited = |run: &std::process::Command| {
+        let mut limited = std::process::Command::new("sh");
+        limited.args(["-c", "trap '' XFSZ; ulimit -f 256; exec \"$0\" \"$@\""]);
+        limited.arg(run.get_program()).args(run.get_args());
+        limited
+    };
+    // Some keep their memory in a file as well (lavapipe 25) and end the process where it cannot grow.
+    let little = limited(&bench.train("little", &["--layers", "64,8,10", "--steps", "1"])).output();
+    if little.expect("it runs").status.code().is_none() {
+        println!("left out: this driver does not live with a limit on files");
+        return;
+    }
     let mut run = bench.train("run", &WIDE);
     run.args(every).arg("--resume");
-    // 512-byte blocks; without the trap the signal would end the process.
-    let mut full = std::process::Command::new("sh");
-    full.args(["-c", "trap '' XFSZ; ulimit -f 256; exec \"$0\" \"$@\""])
-        .arg(run.get_program())
-        .args(run.get_args());
-    let said = fails(&mut full, 4);
+    let said = fails(&mut limited(&run), 4);
     assert!(
         said.contains("cannot write") && said.contains("step-60") && said.contains("untouched"),
         "{said}"

@@ -12,9 +12,11 @@
 //! what is used so goes by pairs both ways. A loop that loads puts the lanes together in a register. Where a u64 of each
 //! lane does not fit one, it does so in memory, at several times the cost: there it stays as it is.
 //!
-//! Uniform values are read before anything else, for the sake of the same drivers (`read_once`).
+//! Uniform values are read before anything else (`read_once`), and where there are images, loops of a constant number of
+//! rounds are written out (`unroll`), for the sake of the same drivers.
 
 mod text;
+mod unroll;
 mod uses;
 
 use std::collections::HashMap;
@@ -62,7 +64,9 @@ pub fn twinned(source: &str, lanes: u32, by_images: bool) -> Result<(Module, Vec
             images.extend(var.name.clone().filter(|_| image));
         }
     }
-    let mut module = parse(&(text + source))?;
+    // Without images speed is no matter, and a compiler takes long over many loads by loops.
+    text += &if by_images { unroll::unrolled(source) } else { source.to_owned() };
+    let mut module = parse(&text)?;
 
     let named =
         |name: String| module.functions.iter().find(|(_, f)| f.name.as_ref() == Some(&name)).map(|(h, _)| h);
@@ -280,7 +284,8 @@ mod tests {
         for (body, is_image) in [
             ("let a = y[i]; y[i] = a + x[i];", true),
             ("y[i] = x[i]; z[i] = y[i + 1u].x;", false),
-            ("for (var k = 0u; k < 9u; k++) { y[k] += x[k]; }", false),
+            ("for (var k = 0u; k < i; k++) { y[k] += x[k]; }", false),
+            ("for (var k = 0u; k < 9u; k++) { y[i + k] += x[i + k]; }", false),
             ("if i > 2u { y[i] = x[i]; } else { z[i] = y[i].x; }", true),
             ("if i > 2u { y[i] = x[i]; } z[i] = y[i].x;", false),
             ("if NEVER { y[i] = x[i]; } z[i] = y[i].x;", true),
