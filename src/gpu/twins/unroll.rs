@@ -2,7 +2,7 @@
 //!
 //! Registers are arrays in a shader, and only where each element is named by a constant does a compiler keep them in
 //! registers. How many rounds of a loop it writes out for that is its own affair: lavapipe 22.3 does it for all tiles,
-//! lavapipe 25.0 not for those of 32 rows, which take thirty times as long there.
+//! lavapipe 25.0 not for those of 32 rows, which take five times as long there.
 
 use std::collections::HashMap;
 
@@ -98,8 +98,8 @@ fn with(code: &str, name: &str, value: &str) -> String {
 mod tests {
     use super::*;
 
-    /// The tokens of `code`, without blocks that only hold a name's scope.
-    fn tokens(code: &str) -> String {
+    /// `code` with single spaces.
+    fn spaced(code: &str) -> String {
         code.split_whitespace().collect::<Vec<_>>().join(" ")
     }
 
@@ -119,7 +119,7 @@ fn main() {
             format!("{{ x[{i}u] += {i}u.x + v.i + vi + 1.0; {inner} }}")
         };
         let expected = format!("const ROWS: u32 = 2u; fn main() {{ {}{} done(); }}", row(0), row(1));
-        assert_eq!(tokens(&unrolled(source)), expected);
+        assert_eq!(spaced(&unrolled(source)), expected);
     }
 
     #[test]
@@ -140,7 +140,7 @@ fn main() {
             let source = format!("fn main() {{ for ({head}) {{ {body} {two} }} {two} }}");
             let out = "{ z[0u] = 1; }{ z[1u] = 1; }";
             let expected = format!("fn main() {{ for ({head}) {{ {body} {out} }} {out} }}");
-            assert_eq!(tokens(&unrolled(&source)), expected);
+            assert_eq!(spaced(&unrolled(&source)), expected);
         }
     }
 }
