@@ -3,6 +3,8 @@
 
 use std::cell::Cell;
 use std::fs;
+#[cfg(unix)]
+use std::{io::Write as _, os::unix::process::ExitStatusExt as _};
 
 use limbeck::data::Dataset;
 use limbeck::distill::{Guard, Loss, Optimizer, Teacher};
@@ -88,11 +90,16 @@ fn a_full_disk_leaves_the_last_good_checkpoint() {
         limited.arg(run.get_program()).args(run.get_args());
         limited
     };
-    // Some keep their memory in a file as well (lavapipe 25) and end the process where it cannot grow.
+    // Some drivers' memory is a file as well (lavapipe 25): where it cannot grow, they touch what lies behind its end.
+    const SIGBUS: i32 = if cfg!(target_os = "linux") { 7 } else { 10 };
     let little = limited(&bench.train("little", &["--layers", "64,8,10", "--steps", "1"])).output();
-    if little.expect("it runs").status.code().is_none() {
-        println!("left out: this driver does not live with a limit on files");
-        return;
+    if little.expect("it runs").status.signal() == Some(SIGBUS) {
+        // Past the test harness, which keeps what a test that passes prints.
+        let said = writeln!(
+            std::io::stderr(),
+            "a full disk: left out, this driver cannot live with a limit on files"
+        );
+        return said.expect("stderr");
     }
     let mut run = bench.train("run", &WIDE);
     run.args(every).arg("--resume");
