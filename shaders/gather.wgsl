@@ -13,7 +13,7 @@
 
 struct Params {
     batch: u32,
-    // Vec4 groups in a row of x, and words from one row of the source to the next.
+    // Vec4 groups in a row of x, and words from one row of the source to the next, a multiple of 4.
     groups: u32,
     source_stride: u32,
     order_replica: u32,
@@ -44,7 +44,7 @@ const STREAM: u32 = 6u;
 @group(0) @binding(1) var<uniform> slot: vec4<u32>;
 @group(0) @binding(2) var<storage, read> steps: array<Step>;
 @group(0) @binding(3) var<storage, read> order: array<u32>;
-@group(0) @binding(4) var<storage, read> source: array<u32>;
+@group(0) @binding(4) var<storage, read> source: array<vec4<u32>>;
 @group(0) @binding(5) var<storage, read> gain: array<vec4<f32>>;
 @group(0) @binding(6) var<storage, read> shift: array<vec4<f32>>;
 @group(0) @binding(7) var<storage, read_write> x: array<vec4<f32>>;
@@ -72,6 +72,11 @@ fn philox(seed: u32, counter: vec4<u32>) -> vec4<u32> {
 }
 // --- end of philox
 
+fn word(at: u32) -> u32 {
+    let four = source[at / 4u];
+    return four[at % 4u];
+}
+
 // Element j of the image whose words begin at `start`, moved: `by` counts from -reach.
 fn moved(start: u32, j: u32, by: vec2<u32>) -> f32 {
     let pixel = j / params.channels;
@@ -84,9 +89,9 @@ fn moved(start: u32, j: u32, by: vec2<u32>) -> f32 {
     }
     let at = (whence.y * params.width + whence.x) * params.channels + j % params.channels;
     if U8 {
-        return f32((source[start + at / 4u] >> (8u * (at % 4u))) & 255u);
+        return f32((word(start + at / 4u) >> (8u * (at % 4u))) & 255u);
     }
-    return bitcast<f32>(source[start + at]);
+    return bitcast<f32>(word(start + at));
 }
 
 @compute @workgroup_size(64)
@@ -119,11 +124,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             moved(start, j, by), moved(start, j + 1u, by), moved(start, j + 2u, by), moved(start, j + 3u, by)
         );
     } else if U8 {
-        let word = source[item * params.source_stride + column];
-        value = vec4<f32>(vec4<u32>(word, word >> 8u, word >> 16u, word >> 24u) & vec4<u32>(255u));
+        let bytes = word(item * params.source_stride + column);
+        value = vec4<f32>(vec4<u32>(bytes, bytes >> 8u, bytes >> 16u, bytes >> 24u) & vec4<u32>(255u));
     } else {
-        let word = item * params.source_stride + 4u * column;
-        value = bitcast<vec4<f32>>(vec4<u32>(source[word], source[word + 1u], source[word + 2u], source[word + 3u]));
+        value = bitcast<vec4<f32>>(source[item * params.source_stride / 4u + column]);
     }
     x[to] = value * gain[column] + shift[column];
 }

@@ -4,6 +4,8 @@
 // A lane owns COL_VECS vec4 columns of that tile and loads only their part of B; of A it loads four k of one row
 // in LANES, and the subgroup hands every element round. So a subgroup loads no element twice, which is what
 // counts where a load costs scalar instructions for each lane and workgroup memory is no cheaper (lavapipe).
+// A turn hands one row to all lanes, or with EXCHANGE another one to each: of eight lanes the one is two instructions and
+// the other one, of other numbers it is more.
 // Four k of B are loaded first and k is innermost: an accumulator is touched once for four k.
 //
 // The pipeline's subgroup size must be LANES. The products over k are added in ascending k.
@@ -35,6 +37,7 @@ const KEEP: bool = false;
 const ROW_SUMS: bool = false;
 const ACTIVATION: u32 = 0u;
 const MASK: u32 = 0u;
+const EXCHANGE: bool = LANES == 8u && !TRANSPOSE_A;
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> a: array<vec4<f32>>;
@@ -132,12 +135,24 @@ fn lines_of_c(replica: u32, split: u32, row_0: u32, col_0: u32, lane: u32) -> ve
     return sum;
 }
 
+// The row of a block that a lane works on in a turn.
+fn row_of(turn: u32, lane: u32) -> u32 {
+    return select(turn, turn ^ lane, EXCHANGE);
+}
+
 @compute @workgroup_size(LANES)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(subgroup_invocation_id) lane: u32) {
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(subgroup_invocation_id) lane: u32,
+) {
+    // Down the rows first. A tile is wider than high: there is less to read of A again for each column of tiles than of
+    // B for each row of them, and the columns of B stay in the cache meanwhile.
+    let tile = group.y * groups.x + group.x;
     let replica = group.z / SPLITS;
     let split = group.z % SPLITS;
-    let row_0 = params.row_start + group.y * (ROW_BLOCKS * LANES);
-    let col_0 = params.col_start + group.x * (LANES * COL_VECS * 4u);
+    let row_0 = params.row_start + tile % groups.y * (ROW_BLOCKS * LANES);
+    let col_0 = params.col_start + tile / groups.y * (LANES * COL_VECS * 4u);
     let a_stride = params.a_stride / 4u;
     let b_stride = params.b_stride / 4u;
     let a_base = replica * params.a_replica / 4u;
@@ -171,6 +186,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(subgroup_invocation_id
         }
     }
 
+    // sums[i][r] of a lane are those of row row_of(r, lane) of block i.
     var sums: array<array<array<vec4<f32>, COL_VECS>, LANES>, ROW_BLOCKS>;
     var row_sums: array<vec4<f32>, ROW_BLOCKS>;
     for (var k = k_start; k < k_end; k++) {
@@ -201,7 +217,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(subgroup_invocation_id
             for (var r = 0u; r < LANES; r++) {
                 var x: vec4<f32>;
                 for (var j = 0u; j < 4u; j++) {
-                    if TRANSPOSE_A {
+                    if EXCHANGE {
+                        x[j] = subgroupShuffleXor(held[j], r);
+                    } else if TRANSPOSE_A {
                         x[j] = subgroupShuffle(held[r % 4u], r / 4u * 4u + j);
                     } else {
                         x[j] = subgroupShuffle(held[j], r);
@@ -225,12 +243,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(subgroup_invocation_id
     for (var v = 0u; v < COL_VECS; v++) {
         shift[v] = bias_of(replica, col_0 + (v * LANES + lane) * 4u);
     }
-    // Row by row, and along a row: what lies side by side in memory is stored one after the other.
+    // Along the rows: what lies side by side in memory is stored one after the other.
     for (var i = 0u; i < ROW_BLOCKS; i++) {
         for (var r = 0u; r < LANES; r++) {
             for (var v = 0u; v < COL_VECS; v++) {
                 let col = col_0 + (v * LANES + lane) * 4u;
-                finish(replica, split, row_0 + i * LANES + r, col, sums[i][r][v], shift[v]);
+                finish(replica, split, row_0 + i * LANES + row_of(r, lane), col, sums[i][r][v], shift[v]);
             }
         }
     }

@@ -41,7 +41,7 @@ struct Twin {
 type Twins = HashMap<Handle<GlobalVariable>, Twin>;
 
 /// Parses a shader so that its `array<vec4<f32>>` and `array<mat2x4<f32>>` in storage are read as images and written by
-/// pairs of floats, and its arrays of structs of scalars are read as images, wherever an element is only ever taken
+/// pairs of floats, and its arrays of vec4<u32> and of structs of scalars are read as images, wherever an element is only ever taken
 /// whole and that pays for subgroups of `lanes` lanes. The device must have `SHADER_INT64`. Gives the names of those
 /// that are images as well, at bindings of their own; none but `by_images`, without which loads go by pairs where there
 /// are any.
@@ -356,6 +356,19 @@ mod tests {
             let by_pairs = touched_by(&source, 8, false);
             assert!(by_pairs.contains(&"s".to_owned()), "there are no pairs of those: {by_pairs:?}");
         }
+    }
+
+    #[test]
+    fn vec4_of_u32_are_loaded_as_texels_and_stored_as_they_stand() {
+        let source = |access: &str, body: &str| {
+            main(body) + &format!("@group(0) @binding(4) var<storage, {access}> s: array<vec4<u32>>;")
+        };
+        let read = touched(&source("read", "let four = s[i]; z[i] = f32(four[i % 4u]);"), 8);
+        assert!(read.contains(&"s_image".to_owned()) && !read.contains(&"s".to_owned()), "{read:?}");
+        let part = touched(&source("read", "z[i] = f32(s[i].x);"), 8);
+        assert!(part.contains(&"s".to_owned()), "a part is no texel: {part:?}");
+        let both = touched(&source("read_write", "s[i] = s[i + 1u];"), 8);
+        assert!(["s", "s_image"].iter().all(|s| both.contains(&(*s).to_owned())), "{both:?}");
     }
 
     #[test]

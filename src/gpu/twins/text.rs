@@ -68,8 +68,8 @@ fn NAME_twin_store(at: u32, value: mat2x4<f32>) {
 };
 
 impl Text {
-    /// For a variable that is an array in storage, by its elements: vec4, mat2x4, or a struct of scalars that fill
-    /// whole texels.
+    /// For a variable that is an array in storage, by its elements: vec4 of f32 or u32, mat2x4, or a struct of scalars
+    /// that fill whole texels.
     pub(super) fn of(module: &Module, var: &GlobalVariable) -> Option<Self> {
         let (AddressSpace::Storage { .. }, TypeInner::Array { base, size: ArraySize::Dynamic, .. }) =
             (var.space, &module.types[var.ty].inner)
@@ -80,6 +80,9 @@ impl Text {
         let (load_image, pairs) = match &element.inner {
             TypeInner::Vector { size: VectorSize::Quad, scalar: Scalar::F32 } => {
                 (load_image("vec4<f32>", 1, "texel_0"), Some(&VEC4))
+            }
+            TypeInner::Vector { size: VectorSize::Quad, scalar: Scalar::U32 } => {
+                (load_image("vec4<u32>", 1, "bitcast<vec4<u32>>(texel_0)"), None)
             }
             TypeInner::Matrix { columns: VectorSize::Bi, rows: VectorSize::Quad, scalar: Scalar::F32 } => {
                 (load_image("mat2x4<f32>", 2, "mat2x4<f32>(texel_0, texel_1)"), Some(&MAT2X4))

@@ -280,14 +280,14 @@ impl Question {
 
     /// For drivers on the CPU. All that stands here adds in ascending k, so the bits do not depend on the choice.
     fn on_software(&self, gpu: &Gpu) -> &'static str {
-        let Self { form, m, n, .. } = *self;
+        let Self { m, n, .. } = *self;
         match gpu.report.subgroup {
             // A driver that keeps arrays in memory: SwiftShader.
             _ if !gpu.is_lavapipe() => "vec4-32x32",
             [4, 4] if n <= 16 => "subgroup4-8x16",
             [4, 4] => "subgroup4-32x32",
             [8, 8] if m <= 16 && n > 32 => "subgroup8-16x64",
-            [8, 8] if n <= 32 || form == Form::Forward && m <= 128 => "subgroup8-32x32",
+            [8, 8] if n <= 32 => "subgroup8-32x32",
             [8, 8] => "subgroup8-32x64",
             [16, 16] if m <= 16 => "subgroup16-16x64",
             [16, 16] => "subgroup16-32x64",
