@@ -4,8 +4,8 @@
 // A lane owns COL_VECS vec4 columns of that tile and loads only their part of B; of A it loads four k of one row
 // in LANES, and the subgroup hands every element round. So a subgroup loads no element twice, which is what
 // counts where a load costs scalar instructions for each lane and workgroup memory is no cheaper (lavapipe).
-// A turn hands one row to all lanes, or with EXCHANGE another one to each: of eight lanes the one is two instructions and
-// the other one, of other numbers it is more.
+// A turn gives all lanes one row, or with EXCHANGE each lane another: for eight lanes that is one instruction (lavapipe)
+// where the other way is two, for other numbers more.
 // Four k of B are loaded first and k is innermost: an accumulator is touched once for four k.
 //
 // The pipeline's subgroup size must be LANES. The products over k are added in ascending k.
@@ -146,8 +146,8 @@ fn main(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(subgroup_invocation_id) lane: u32,
 ) {
-    // Down the rows first. A tile is wider than high: there is less to read of A again for each column of tiles than of
-    // B for each row of them, and the columns of B stay in the cache meanwhile.
+    // Down the rows first: a tile is at least as wide as high, so there is no more to read of A again for each column of
+    // tiles than of B for each row of them, and the columns of B stay in the cache meanwhile.
     let tile = group.y * groups.x + group.x;
     let replica = group.z / SPLITS;
     let split = group.z % SPLITS;
