@@ -2,8 +2,9 @@
 # test-drivers.sh [--brief]: the whole test suite on every software Vulkan driver: lavapipe with subgroups
 # of 4, 8 and (where the CPU has AVX-512) 16 lanes, on Debian 12 also the newer lavapipe of its backports,
 # and SwiftShader. One line per driver.
-# With --brief, which follows `make test`, the driver that those tests had is left out, and the slowest run less:
-# SwiftShader the tests of kernels and gradients, the newer lavapipe those of gradients.
+# With --brief, which follows `make test`, the driver that those tests had is left out, and the others run less: lavapipe
+# with other lanes not the tests of text, files and the command line, SwiftShader those of kernels and gradients, the
+# newer lavapipe those of gradients.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -18,11 +19,13 @@ sh scripts/apt.sh "$swiftshader" chromium-common
 
 # All that a driver can change the outcome of: not tests/translation.rs, which needs none.
 suite='--lib --bins'
+device_tests=$suite
 for file in tests/*.rs tests/*/main.rs; do
     name=${file#tests/} name=${name%/main.rs} name=${name%.rs}
     case $name in
         translation | chromium) ;;
-        *) suite="$suite --test $name" ;;
+        cli | config | corpus | drift | models | reproduce) suite="$suite --test $name" ;;
+        *) suite="$suite --test $name" device_tests="$device_tests --test $name" ;;
     esac
 done
 # Built once; then the same binaries run under every driver.
@@ -77,10 +80,11 @@ under() {
         cargo test "$@" </dev/null >"$log" 2>&1
 }
 
-on lavapipe-4 llvmpipe 4 "$lavapipe" 128 $suite
-on lavapipe-8 llvmpipe 8 "$lavapipe" 256 $suite
+[ "${1:-}" = --brief ] || device_tests=$suite
+on lavapipe-4 llvmpipe 4 "$lavapipe" 128 $device_tests
+on lavapipe-8 llvmpipe 8 "$lavapipe" 256 $device_tests
 if grep -q avx512f /proc/cpuinfo; then
-    on lavapipe-16 llvmpipe 16 "$lavapipe" 512 $suite
+    on lavapipe-16 llvmpipe 16 "$lavapipe" 512 $device_tests
 else
     echo 'lavapipe-16: left out, this CPU has no AVX-512'
 fi

@@ -41,10 +41,10 @@ struct Twin {
 type Twins = HashMap<Handle<GlobalVariable>, Twin>;
 
 /// Parses a shader so that its `array<vec4<f32>>` and `array<mat2x4<f32>>` in storage are read as images and written by
-/// pairs of floats, and its arrays of `vec4<u32>` and of structs of scalars are read as images, wherever an element is only ever taken
-/// whole and that pays for subgroups of `lanes` lanes. The device must have `SHADER_INT64`. Gives the names of those
-/// that are images as well, at bindings of their own; none but `by_images`, without which loads go by pairs where there
-/// are any.
+/// pairs of floats, and its arrays of `vec4<u32>` and of structs of scalars are read as images, wherever an element is
+/// only ever taken whole and that pays for subgroups of `lanes` lanes. The device must have `SHADER_INT64`. Gives the
+/// names of those that are images as well, at bindings of their own; none but `by_images`, without which loads go by
+/// pairs where there are any.
 ///
 /// # Errors
 /// The parser's message, with the place in the text.
