@@ -3,7 +3,7 @@
 # of 4, 8 and (where the CPU has AVX-512) 16 lanes, on Debian 12 also the newer lavapipe of its backports,
 # and SwiftShader. One line per driver.
 # With --brief, which follows `make test`, the driver that those tests had is left out, and the others run less: lavapipe
-# with other lanes not the tests of text, files and the command line, SwiftShader those of kernels and gradients, the
+# with other lanes not the tests of doctor, text, files and the command line, SwiftShader those of kernels and gradients, the
 # newer lavapipe those of gradients.
 set -eu
 cd "$(dirname "$0")/.."
@@ -24,7 +24,7 @@ for file in tests/*.rs tests/*/main.rs; do
     name=${file#tests/} name=${name%/main.rs} name=${name%.rs}
     case $name in
         translation | chromium) ;;
-        cli | config | corpus | drift | models | reproduce) suite="$suite --test $name" ;;
+        cli | config | corpus | doctor | drift | models | reproduce) suite="$suite --test $name" ;;
         *) suite="$suite --test $name" device_tests="$device_tests --test $name" ;;
     esac
 done
