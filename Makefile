@@ -1,11 +1,12 @@
 # The front door. Each target is a line that can be typed by hand; `make help` lists them.
 .POSIX:
-.PHONY: help demo test test-drivers test-chromium test-interop test-soak doc lint ci driver cargo
+.PHONY: help demo test test-drivers test-barriers test-chromium test-interop test-soak doc lint ci driver cargo
 
 help:
 	@echo 'make demo           train a teacher, distil a student, print the table'
 	@echo 'make test           all tests on this machine'"'"'s adapter'
 	@echo 'make test-drivers   all tests on every software driver there is (Linux)'
+	@echo 'make test-barriers  the calls to Vulkan and the barriers, under its validation layer (Linux)'
 	@echo 'make test-chromium  all kernels through the compiler of a browser (Linux)'
 	@echo 'make test-interop   files in and out, held against Keras, onnxruntime and others from PyPI'
 	@echo 'make test-soak      200,000 steps: neither memory nor the time of a step may grow (Linux)'
@@ -22,6 +23,9 @@ test: driver
 
 test-drivers: cargo
 	@sh scripts/test-drivers.sh
+
+test-barriers: cargo
+	@sh scripts/test-barriers.sh gradients faults runs
 
 test-chromium: cargo
 	@sh scripts/apt.sh chromium chromium

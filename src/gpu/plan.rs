@@ -7,7 +7,7 @@ use crate::gpu::device::Gpu;
 use crate::gpu::image;
 use crate::gpu::pipeline::{Access, Binding, Constants, Kernel, Pipeline, SLOT};
 use crate::gpu::program::{Dispatch, Program, SLOTS, UNIFORM_ALIGN, Work};
-use crate::gpu::tensor::Tensor;
+use crate::gpu::tensor::{ARENA_ALIGN, Tensor};
 
 /// One dispatch, as a kernel's `record` describes it.
 pub struct Call<'a, P> {
@@ -71,7 +71,8 @@ impl<'g> Plan<'g> {
     /// range would be written and used twice by the dispatch, or where the kernel does not build.
     ///
     /// # Panics
-    /// Where a binding of the shader got no tensor or a tensor has no binding: our own bug.
+    /// Where a binding of the shader got no tensor, a tensor has no binding, or one begins where not every device can
+    /// bind it ([`ARENA_ALIGN`]): our own bug.
     pub fn dispatch<P: bytemuck::Pod>(&mut self, call: Call<'_, P>) -> Result<()> {
         self.gpu.check()?;
         if call.grid.contains(&0) {
@@ -117,6 +118,14 @@ impl<'g> Plan<'g> {
                 )
                 .with_hint("use smaller layers, a smaller batch or fewer replicas"));
             }
+            // On every device, for none that has the tests may ask for as much; past wgpu nobody else would say so.
+            assert!(
+                tensor.offset.is_multiple_of(ARENA_ALIGN),
+                "{}: `{}` begins at element {}, no multiple of {ARENA_ALIGN}",
+                call.kernel.name,
+                tensor.label,
+                tensor.offset
+            );
             tensors.push((binding, (*tensor).clone()));
         }
         for (i, (binding, tensor)) in tensors.iter().enumerate() {

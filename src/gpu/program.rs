@@ -185,6 +185,12 @@ impl Program {
         self.dispatches.iter().map(|d| (d, Part(Piece::all(std::slice::from_ref(d), 0..1))))
     }
 
+    /// A planted fault: from now on no dispatch waits for another.
+    #[cfg(test)]
+    pub(crate) fn forget_barriers(&mut self) {
+        self.dispatches.iter_mut().for_each(|d| d.waits = false);
+    }
+
     /// Runs the program `steps` times in one submission, without waiting.
     ///
     /// # Errors

@@ -138,6 +138,28 @@ mod tests {
         plan.finish().expect("finished")
     }
 
+    #[test]
+    #[should_panic(expected = "`whole` begins at element 4, no multiple of 64")]
+    fn what_some_device_cannot_bind_is_refused_on_all() {
+        let gpu = Gpu::open(&AdapterChoice::default()).expect("a device");
+        let whole = Tensor::zeros(&gpu, "whole", [1, 2, 4]).expect("memory");
+        copying(&gpu, &whole.rows(1..2), &whole.rows(0..1));
+    }
+
+    #[test]
+    #[ignore = "wrong by intention: scripts/test-barriers.sh sees to it that the validation layer says so"]
+    fn planted_a_copy_does_not_wait_for_what_it_copies() {
+        let gpu = Gpu::open(&AdapterChoice::default()).expect("a device");
+        let [a, b, c] = ["a", "b", "c"].map(|name| Tensor::zeros(&gpu, name, [1, 1, 64]).expect("memory"));
+        let mut plan = Plan::new(&gpu);
+        record_copy(&mut plan, &a, &b).expect("recorded");
+        record_copy(&mut plan, &b, &c).expect("recorded");
+        let mut program = plan.finish().expect("finished");
+        program.forget_barriers();
+        program.submit(&gpu, 1).expect("submitted");
+        gpu.wait_blocking().expect("done");
+    }
+
     // On lavapipe the kernel reads by way of an image over the buffer's memory.
     #[test]
     fn a_kernel_sees_every_bit_of_its_tensor_whoever_changed_it() {
