@@ -32,7 +32,7 @@ END
 # 10684 is naga's: it writes down where the members of a struct lie for private variables too (gfx-rs/wgpu#7696).
 cat >"$dir/vk_layer_settings.txt" <<END
 khronos_validation.debug_action = VK_DBG_LAYER_ACTION_LOG_MSG
-khronos_validation.report_flags = error,warn
+khronos_validation.report_flags = error
 khronos_validation.enable_message_limit = false
 khronos_validation.message_id_filter = VUID-StandaloneSpirv-None-10684
 khronos_validation.validate_sync = true

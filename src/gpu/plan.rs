@@ -68,11 +68,11 @@ impl<'g> Plan<'g> {
     ///
     /// # Errors
     /// [`Error::Device`] where the grid or a binding exceeds the device's limits, where one memory
-    /// range would be written and used twice by the dispatch, or where the kernel does not build.
+    /// range would be written and used twice by the dispatch, or where the kernel does not build;
+    /// [`Error::Usage`] for a view that begins where not every device can bind it, at no multiple of 256 bytes.
     ///
     /// # Panics
-    /// Where a binding of the shader got no tensor, a tensor has no binding, or one begins where not every device can
-    /// bind it ([`ARENA_ALIGN`]): our own bug.
+    /// Where a binding of the shader got no tensor or a tensor has no binding: our own bug.
     pub fn dispatch<P: bytemuck::Pod>(&mut self, call: Call<'_, P>) -> Result<()> {
         self.gpu.check()?;
         if call.grid.contains(&0) {
@@ -118,14 +118,16 @@ impl<'g> Plan<'g> {
                 )
                 .with_hint("use smaller layers, a smaller batch or fewer replicas"));
             }
-            // On every device, for none that has the tests may ask for as much; past wgpu nobody else would say so.
-            assert!(
-                tensor.offset.is_multiple_of(ARENA_ALIGN),
-                "{}: `{}` begins at element {}, no multiple of {ARENA_ALIGN}",
-                call.kernel.name,
-                tensor.label,
-                tensor.offset
-            );
+            // Refused on every device: few ask for as much, and past wgpu nobody else would say so.
+            if !tensor.offset.is_multiple_of(ARENA_ALIGN) {
+                return Err(Error::usage(
+                    op(),
+                    format!(
+                        "views that begin at multiples of {ARENA_ALIGN} elements, as some devices bind no others"
+                    ),
+                    format!("`{}`, which begins at element {}", tensor.label, tensor.offset),
+                ));
+            }
             tensors.push((binding, (*tensor).clone()));
         }
         for (i, (binding, tensor)) in tensors.iter().enumerate() {

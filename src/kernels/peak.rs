@@ -139,11 +139,11 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "`whole` begins at element 4, no multiple of 64")]
     fn what_some_device_cannot_bind_is_refused_on_all() {
         let gpu = Gpu::open(&AdapterChoice::default()).expect("a device");
-        let whole = Tensor::zeros(&gpu, "whole", [1, 2, 4]).expect("memory");
-        copying(&gpu, &whole.rows(1..2), &whole.rows(0..1));
+        let [from, to] = ["from", "to"].map(|name| Tensor::zeros(&gpu, name, [1, 2, 4]).expect("memory"));
+        let refused = record_copy(&mut Plan::new(&gpu), &from.rows(1..2), &to.rows(0..1));
+        assert!(refused.expect_err("no 256 bytes").to_string().contains("`from`, which begins at element 4"));
     }
 
     #[test]
