@@ -53,10 +53,14 @@ validated() {
     }
 }
 # What the layer says against us, a line each, but for two things that it cannot know: that what would touch `nothing` lies
-# under a constant that does not hold, and that the parts of `report`, which lie between each other replica by replica, share
-# no element though their ranges overlap (src/gpu/plan_tests.rs holds the barriers to the elements).
+# under a constant that does not hold, and that parts of `report` that are written side by side lie between each other where there
+# are several students and share no element though their ranges overlap (src/gpu/plan_tests.rs holds the barriers to the elements).
 complaints() {
-    awk '/^Validation / { what = $4; getline; if (!/\[(nothing|report)\]/) print "    " what " " $0 }' "$log"
+    awk '/^Validation / {
+        what = $4
+        getline
+        if (!/\[nothing\]/ && !(what == "SYNC-HAZARD-WRITE-AFTER-WRITE" && /\[report\]/)) print "    " what " " $0
+    }' "$log"
 }
 
 validated planted --lib -- --ignored planted
