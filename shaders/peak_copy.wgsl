@@ -19,8 +19,9 @@ const ROUNDS: u32 = 16u;
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     for (var r = 0u; r < ROUNDS; r++) {
         let i = (group.x * ROUNDS + r) * 64u + lane;
-        if i < params.groups {
-            copy[i] = source[i];
+        if i >= params.groups {
+            return;
         }
+        copy[i] = source[i];
     }
 }

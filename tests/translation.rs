@@ -65,7 +65,8 @@ fn twinned(lanes: u32, by_images: bool) -> Vec<Parsed> {
     let parse = |variant: Variant| {
         let refuse = |words: String| -> ! { panic!("{} with twins: {words}", variant.name()) };
         let (module, _) = twins::twinned(&variant.source, lanes, by_images).unwrap_or_else(|e| refuse(e));
-        let info = Validator::new(ValidationFlags::all(), claimed(&variant) | Capabilities::SHADER_INT64)
+        let needed = Capabilities::SHADER_INT64 | Capabilities::SUBGROUP;
+        let info = Validator::new(ValidationFlags::all(), claimed(&variant) | needed)
             .validate(&module)
             .unwrap_or_else(|e| refuse(e.to_string()));
         Parsed { variant, module, info }
@@ -126,7 +127,7 @@ fn spirv_is_valid() {
     let mut jobs = Vec::new();
     let mut planted = Vec::new();
     let whole = parsed().into_iter().map(|p| (p, "", &VULKAN[..]));
-    let ways = [(8, true, ", loads from images"), (8, false, ", by pairs"), (16, false, ", stores by pairs")];
+    let ways = [(8, true, ", loads from images"), (8, false, ", by pairs"), (16, true, ", stores by halves")];
     let twins = ways.into_iter().flat_map(|(lanes, by_images, how)| {
         twinned(lanes, by_images).into_iter().map(move |p| (p, how, &VULKAN[2..]))
     });

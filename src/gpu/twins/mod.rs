@@ -15,15 +15,13 @@
 //! Uniform values are read before anything else (`read_once`), and where there are images, loops of a constant number of
 //! rounds are written out (`unroll`), for the sake of the same drivers.
 
+mod halves;
+mod redirect;
 mod text;
 mod unroll;
 mod uses;
 
-use std::collections::HashMap;
-
-use naga::{
-    AddressSpace, Block, Expression, Function, GlobalVariable, Handle, Module, Range, Span, Statement,
-};
+use naga::{AddressSpace, Block, Expression, GlobalVariable, Module, Range, Span, Statement};
 
 pub(crate) use text::IMAGES;
 use text::Text;
@@ -31,14 +29,6 @@ use uses::{Uses, taken_whole};
 
 /// The lanes of 64 bits in the widest register that a CPU has, of 512 bits.
 const LANES_OF_PAIRS: u32 = 8;
-
-/// The functions that stand for loads and stores of one binding.
-struct Twin {
-    load: Handle<Function>,
-    store: Option<Handle<Function>>,
-}
-
-type Twins = HashMap<Handle<GlobalVariable>, Twin>;
 
 /// Parses a shader so that its `array<vec4<f32>>` and `array<mat2x4<f32>>` in storage are read as images and written by
 /// pairs of floats, and its arrays of `vec4<u32>` and of structs of scalars are read as images, wherever an element is
@@ -53,14 +43,15 @@ pub fn twinned(source: &str, lanes: u32, by_images: bool) -> Result<(Module, Vec
     let module = parse(source)?;
     // In front of the source, for in a naga module a function comes before those that call it.
     let mut images = Vec::new();
-    let mut text = String::new();
+    let half = halves::half_of(&module, lanes);
+    let mut text = half.map(halves::prelude).unwrap_or_default();
     for (handle, var) in module.global_variables.iter() {
         let Some(form) = Text::of(&module, var).filter(|_| taken_whole(&module, handle)) else { continue };
         let uses = Uses::of(&module, handle);
         let image = by_images && uses.loads && !uses.loads_after_a_store;
         let by_pairs = form.has_pairs() && (lanes <= LANES_OF_PAIRS || !uses.loads);
         if image || by_pairs {
-            text += &form.twin(var, image);
+            text += &form.twin(var, image, half);
             images.extend(var.name.clone().filter(|_| image));
         }
     }
@@ -68,21 +59,8 @@ pub fn twinned(source: &str, lanes: u32, by_images: bool) -> Result<(Module, Vec
     text += &if by_images { unroll::unrolled(source) } else { source.to_owned() };
     let mut module = parse(&text)?;
 
-    let named =
-        |name: String| module.functions.iter().find(|(_, f)| f.name.as_ref() == Some(&name)).map(|(h, _)| h);
-    let twins: Twins = module
-        .global_variables
-        .iter()
-        .filter_map(|(handle, var)| {
-            let name = var.name.as_ref()?;
-            let load = named(format!("{name}_twin_load"))?;
-            Some((handle, Twin { load, store: named(format!("{name}_twin_store")) }))
-        })
-        .collect();
-    let entry_points = module.entry_points.iter_mut().map(|e| &mut e.function);
-    for function in module.functions.iter_mut().map(|(_, f)| f).chain(entry_points) {
-        redirect(function, &twins);
-    }
+    redirect::redirect(&mut module);
+    halves::write_lanes_down(&mut module);
     read_once(&mut module);
     Ok((module, images))
 }
@@ -125,108 +103,12 @@ fn read_once(module: &mut Module) {
     }
 }
 
-/// Turns a function's loads and stores of the elements of twinned arrays into calls.
-fn redirect(function: &mut Function, twins: &Twins) {
-    let expressions = &mut function.expressions;
-    let elements: HashMap<_, _> = expressions
-        .iter()
-        .filter_map(|(handle, e)| {
-            let Expression::Access { base, index } = *e else { return None };
-            let Expression::GlobalVariable(var) = expressions[base] else { return None };
-            Some((handle, Element { twin: twins.get(&var)?, index }))
-        })
-        .collect();
-    let mut loads = HashMap::new();
-    for (handle, e) in expressions.iter_mut() {
-        if let Expression::Load { pointer } = *e
-            && let Some(element) = elements.get(&pointer)
-        {
-            *e = Expression::CallResult(element.twin.load);
-            loads.insert(handle, element);
-        }
-    }
-    let body = std::mem::take(&mut function.body);
-    function.body = Redirect { elements: &elements, loads }.block(body);
-}
-
-/// Element `index` of a twinned array.
-struct Element<'a> {
-    twin: &'a Twin,
-    index: Handle<Expression>,
-}
-
-struct Redirect<'a> {
-    /// What points to an element; nothing evaluates it any more.
-    elements: &'a HashMap<Handle<Expression>, Element<'a>>,
-    /// What was a load and is the result of a call now.
-    loads: HashMap<Handle<Expression>, &'a Element<'a>>,
-}
-
-impl Redirect<'_> {
-    fn block(&self, block: Block) -> Block {
-        let mut to = Block::with_capacity(block.len());
-        for (statement, span) in block.span_into_iter() {
-            match statement {
-                Statement::Emit(range) => self.emit(range, span, &mut to),
-                Statement::Store { pointer, value } => to.push(self.store(pointer, value), span),
-                Statement::Block(inner) => to.push(Statement::Block(self.block(inner)), span),
-                Statement::If { condition, accept, reject } => {
-                    let (accept, reject) = (self.block(accept), self.block(reject));
-                    to.push(Statement::If { condition, accept, reject }, span);
-                }
-                Statement::Switch { selector, mut cases } => {
-                    for case in &mut cases {
-                        case.body = self.block(std::mem::take(&mut case.body));
-                    }
-                    to.push(Statement::Switch { selector, cases }, span);
-                }
-                Statement::Loop { body, continuing, break_if } => {
-                    let (body, continuing) = (self.block(body), self.block(continuing));
-                    to.push(Statement::Loop { body, continuing, break_if }, span);
-                }
-                other => to.push(other, span),
-            }
-        }
-        to
-    }
-
-    fn store(&self, pointer: Handle<Expression>, value: Handle<Expression>) -> Statement {
-        let element = self.elements.get(&pointer);
-        // A store to what is declared read-only stays, for the validator to refuse.
-        match element.and_then(|e| Some((e.twin.store?, vec![e.index, value]))) {
-            Some((function, arguments)) => Statement::Call { function, arguments, result: None },
-            None => Statement::Store { pointer, value },
-        }
-    }
-
-    /// Evaluates `range` with calls in the places of the loads.
-    fn emit(&self, range: Range<Expression>, span: Span, to: &mut Block) {
-        let mut run: Option<(Handle<Expression>, Handle<Expression>)> = None;
-        let flush = |run: &mut Option<_>, to: &mut Block| {
-            if let Some((first, last)) = run.take() {
-                to.push(Statement::Emit(Range::new_from_bounds(first, last)), span);
-            }
-        };
-        for handle in range {
-            if let Some(element) = self.loads.get(&handle) {
-                flush(&mut run, to);
-                let (function, arguments) = (element.twin.load, vec![element.index]);
-                to.push(Statement::Call { function, arguments, result: Some(handle) }, span);
-            } else if self.elements.contains_key(&handle) {
-                flush(&mut run, to);
-            } else {
-                run = Some((run.map_or(handle, |(first, _)| first), handle));
-            }
-        }
-        flush(&mut run, to);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     use naga::valid::{Capabilities, ValidationFlags, Validator};
+    use naga::{Function, Handle};
 
     /// Names of the storage and images that the shader touches after [`twinned`].
     fn touched(source: &str, lanes: u32) -> Vec<String> {

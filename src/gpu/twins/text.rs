@@ -17,6 +17,17 @@ const PAIRS: &str = "@group(0) @binding(INDEX) var<storage, ACCESS> NAME_pairs: 
 /// Declares it as an image.
 const IMAGE: &str = "@group(0) @binding(IMAGE) var NAME_image: texture_storage_2d<rgba32float, read>;\n";
 
+/// Stores the elements of a subgroup's lower lanes, then those of their partners; whoever has no partner stores alone.
+const BY_HALVES: &str = "\
+fn NAME_twin_store_by_halves(at: u32, value: VALUE, alone: bool) {
+    let others_at = subgroupShuffleXor(at, HALFu);
+    let others = OTHERS;
+    let lower = twin_lane < HALFu;
+    if lower || alone { NAME_twin_store(at, value); }
+    if lower && !alone { NAME_twin_store(others_at, others); }
+}
+";
+
 /// What loads and stores an element.
 pub(super) struct Text {
     load_image: String,
@@ -28,6 +39,8 @@ struct Pairs {
     element: &'static str,
     load: &'static str,
     store: &'static str,
+    /// The type of an element as the shader has it, and that of a lane's partner.
+    value: [&'static str; 2],
 }
 
 static VEC4: Pairs = Pairs {
@@ -45,6 +58,7 @@ fn NAME_twin_store(at: u32, value: vec4<f32>) {
     NAME_pairs[at] = vec2<u64>(x.xz) | vec2<u64>(x.yw) << vec2<u32>(32u);
 }
 ",
+    value: ["vec4<f32>", "subgroupShuffleXor(value, HALFu)"],
 };
 static MAT2X4: Pairs = Pairs {
     element: "vec4<u64>",
@@ -65,6 +79,10 @@ fn NAME_twin_store(at: u32, value: mat2x4<f32>) {
     NAME_pairs[at] = low | vec4<u64>(vec4<u32>(x.yw, y.yw)) << vec4<u32>(32u);
 }
 ",
+    value: [
+        "mat2x4<f32>",
+        "mat2x4<f32>(subgroupShuffleXor(value[0], HALFu), subgroupShuffleXor(value[1], HALFu))",
+    ],
 };
 
 impl Text {
@@ -102,8 +120,9 @@ impl Text {
         self.pairs.is_some()
     }
 
-    /// The functions for `var`, and the bindings that they need: loads by an image, or by pairs.
-    pub(super) fn twin(&self, var: &GlobalVariable, image: bool) -> String {
+    /// The functions for `var`, and the bindings that they need: loads by an image, or by pairs; stores also by halves of
+    /// so many lanes ([`super::halves`]).
+    pub(super) fn twin(&self, var: &GlobalVariable, image: bool, half: Option<u32>) -> String {
         let (Some(name), Some(binding)) = (&var.name, &var.binding) else { return String::new() };
         let written =
             matches!(var.space, AddressSpace::Storage { access } if access.contains(StorageAccess::STORE));
@@ -112,6 +131,11 @@ impl Text {
             text += &PAIRS.replace("ELEMENT", pairs.element);
             text += if image { "" } else { pairs.load };
             text += if written { pairs.store } else { "" };
+            if let Some(half) = half.filter(|_| written) {
+                let [value, others] = pairs.value;
+                let by_halves = BY_HALVES.replace("VALUE", value).replace("OTHERS", others);
+                text += &by_halves.replace("HALF", &half.to_string());
+            }
         }
         if image {
             text += IMAGE;

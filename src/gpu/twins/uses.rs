@@ -96,7 +96,7 @@ impl Uses {
 }
 
 /// What a condition always is, where it is written down.
-fn constant(module: &Module, f: &Function, condition: Handle<Expression>) -> Option<bool> {
+pub(super) fn constant(module: &Module, f: &Function, condition: Handle<Expression>) -> Option<bool> {
     let expression = match f.expressions[condition] {
         Expression::Constant(constant) => &module.global_expressions[module.constants[constant].init],
         ref other => other,
