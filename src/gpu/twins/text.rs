@@ -17,14 +17,16 @@ const PAIRS: &str = "@group(0) @binding(INDEX) var<storage, ACCESS> NAME_pairs: 
 /// Declares it as an image.
 const IMAGE: &str = "@group(0) @binding(IMAGE) var NAME_image: texture_storage_2d<rgba32float, read>;\n";
 
-/// Stores the elements of a subgroup's lower lanes, then those of their partners; whoever has no partner stores alone.
+/// Stores the elements of a subgroup's lower lanes, then those of their partners. Whoever has no partner stores its own
+/// twice: two stores under one condition, which lavapipe then asks for lane by lane in bytes, and not in registers again.
 const BY_HALVES: &str = "\
 fn NAME_twin_store_by_halves(at: u32, value: VALUE, alone: bool) {
-    let others_at = subgroupShuffleXor(at, HALFu);
+    let others_at = select(subgroupShuffleXor(at, HALFu), at, alone);
     let others = OTHERS;
-    let lower = twin_lane < HALFu;
-    if lower || alone { NAME_twin_store(at, value); }
-    if lower && !alone { NAME_twin_store(others_at, others); }
+    if twin_lane < HALFu || alone {
+        NAME_twin_store(at, value);
+        NAME_twin_store(others_at, others);
+    }
 }
 ";
 
@@ -39,7 +41,7 @@ struct Pairs {
     element: &'static str,
     load: &'static str,
     store: &'static str,
-    /// The type of an element as the shader has it, and that of a lane's partner.
+    /// The type of an element as the shader has it, and that of a lane's partner, or its own where it is alone.
     value: [&'static str; 2],
 }
 
@@ -58,7 +60,7 @@ fn NAME_twin_store(at: u32, value: vec4<f32>) {
     NAME_pairs[at] = vec2<u64>(x.xz) | vec2<u64>(x.yw) << vec2<u32>(32u);
 }
 ",
-    value: ["vec4<f32>", "subgroupShuffleXor(value, HALFu)"],
+    value: ["vec4<f32>", "select(subgroupShuffleXor(value, HALFu), value, alone)"],
 };
 static MAT2X4: Pairs = Pairs {
     element: "vec4<u64>",
@@ -81,7 +83,9 @@ fn NAME_twin_store(at: u32, value: mat2x4<f32>) {
 ",
     value: [
         "mat2x4<f32>",
-        "mat2x4<f32>(subgroupShuffleXor(value[0], HALFu), subgroupShuffleXor(value[1], HALFu))",
+        "mat2x4<f32>(
+        select(subgroupShuffleXor(value[0], HALFu), value[0], alone),
+        select(subgroupShuffleXor(value[1], HALFu), value[1], alone))",
     ],
 };
 
