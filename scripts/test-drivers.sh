@@ -2,9 +2,9 @@
 # test-drivers.sh [--brief]: the whole test suite on every software Vulkan driver: lavapipe with subgroups
 # of 4, 8 and (where the CPU has AVX-512) 16 lanes, on Debian 12 also the newer lavapipe of its backports,
 # and SwiftShader. One line per driver.
-# With --brief, which follows `make test`, the driver that those tests had is left out, and the others run less: lavapipe
-# with the most lanes not the tests of doctor, text, files and the command line, with fewer, as the newer lavapipe, those of
-# gradients, SwiftShader those of kernels and gradients.
+# With --brief, which follows `make test`, the driver that those tests had is left out, and the others run the tests of kernels
+# and gradients: lavapipe with the most lanes and SwiftShader all of them, lavapipe with fewer and the newer one, which takes
+# long to compile, the gradients alone.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -19,13 +19,11 @@ sh scripts/apt.sh "$swiftshader" chromium-common
 
 # All that a driver can change the outcome of: not tests/translation.rs, which needs none.
 suite='--lib --bins'
-device_tests=$suite
 for file in tests/*.rs tests/*/main.rs; do
     name=${file#tests/} name=${name%/main.rs} name=${name%.rs}
     case $name in
         translation | chromium) ;;
-        cli | config | corpus | doctor | drift | models | reproduce) suite="$suite --test $name" ;;
-        *) suite="$suite --test $name" device_tests="$device_tests --test $name" ;;
+        *) suite="$suite --test $name" ;;
     esac
 done
 # Built once; then the same binaries run under every driver.
@@ -80,32 +78,25 @@ under() {
         cargo test "$@" </dev/null >"$log" 2>&1
 }
 
-narrow=$device_tests
-if [ "${1:-}" != --brief ]; then
-    device_tests=$suite narrow=$suite
-elif grep -q avx512f /proc/cpuinfo; then
-    narrow='--test gradients'
+most=$suite few=$suite
+if [ "${1:-}" = --brief ]; then
+    most='--lib --test kernels --test kernels_random --test gradients --test non_finite' few='--test gradients'
 fi
-on lavapipe-4 llvmpipe 4 "$lavapipe" 128 $narrow
-on lavapipe-8 llvmpipe 8 "$lavapipe" 256 $device_tests
+on lavapipe-8 llvmpipe 8 "$lavapipe" 256 $most
 if grep -q avx512f /proc/cpuinfo; then
-    on lavapipe-16 llvmpipe 16 "$lavapipe" 512 $device_tests
+    on lavapipe-16 llvmpipe 16 "$lavapipe" 512 $most
+    on lavapipe-4 llvmpipe 4 "$lavapipe" 128 $few
 else
     echo 'lavapipe-16: left out, this CPU has no AVX-512'
+    on lavapipe-4 llvmpipe 4 "$lavapipe" 128 $most
 fi
 newer=$(sh scripts/newer-lavapipe.sh "$PWD/target/newer-lavapipe") || newer=
 if [ -n "$newer" ]; then
-    [ "${1:-}" = --brief ] && tests='--test gradients' || tests=$suite
-    on newer-lavapipe llvmpipe 8 "$newer" 256 $tests
+    on newer-lavapipe llvmpipe 8 "$newer" 256 $few
 else
     echo "newer-lavapipe: left out, the system's is as new or Debian's backports cannot be reached"
 fi
-if [ "${1:-}" = --brief ]; then
-    kernels='--lib --test kernels --test kernels_random --test gradients --test non_finite'
-    on swiftshader-kernels-only SwiftShader 4 "$swiftshader" 128 $kernels
-else
-    on swiftshader SwiftShader 4 "$swiftshader" 128 $suite
-fi
+on swiftshader SwiftShader 4 "$swiftshader" 128 $most
 
 echo "$all_passed passed, $all_failed failed"
 [ "$all_failed" = 0 ]
