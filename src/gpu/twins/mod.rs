@@ -10,7 +10,8 @@
 //!
 //! An invocation that stores and then loads would need to see by way of the image what it wrote by way of the buffer:
 //! what is used so goes by pairs both ways. A loop that loads puts the lanes together in a register. Where a u64 of each
-//! lane does not fit one, it does so in memory, at several times the cost: there it stays as it is.
+//! lane does not fit one, it does so in memory, at several times the cost: there it stays as it is, and what is stored is
+//! stored by one half of the lanes for both (`halves`).
 //!
 //! Uniform values are read before anything else (`read_once`), and where there are images, loops of a constant number of
 //! rounds are written out (`unroll`), for the sake of the same drivers.
