@@ -6,6 +6,8 @@
 // counts where a load costs scalar instructions for each lane and workgroup memory is no cheaper (lavapipe).
 // A turn gives all lanes one row, or with EXCHANGE each lane another: for eight lanes that is one instruction (lavapipe)
 // where the other way is two, for other numbers more.
+// With TURNED the tile is one of C transposed, op(B)^T . op(A)^T, for a C of few columns, which would leave lanes without
+// work: the operands have changed places, and of four rows of the tile a lane makes vec4 of C.
 // Four k of B are loaded first and k is innermost: an accumulator is touched once for four k.
 //
 // The pipeline's subgroup size must be LANES. The products over k are added in ascending k.
@@ -28,6 +30,7 @@ struct Params {
 const LANES: u32 = 8u;
 const ROW_BLOCKS: u32 = 4u;
 const COL_VECS: u32 = 2u;
+const TURNED: bool = false;
 const SPLITS: u32 = 1u;
 const TRANSPOSE_A: bool = false;
 const TRANSPOSE_B: bool = false;
@@ -37,7 +40,10 @@ const KEEP: bool = false;
 const ROW_SUMS: bool = false;
 const ACTIVATION: u32 = 0u;
 const MASK: u32 = 0u;
-const EXCHANGE: bool = LANES == 8u && !TRANSPOSE_A;
+const EXCHANGE: bool = LANES == 8u && !TRANSPOSE_A && !TURNED;
+// Of the tile.
+const ROWS: u32 = ROW_BLOCKS * LANES;
+const COLS: u32 = LANES * COL_VECS * 4u;
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> a: array<vec4<f32>>;
@@ -123,10 +129,10 @@ fn finish_row_sum(replica: u32, split: u32, row: u32, sum: f32) {
 // lane by lane and spills registers between, which fills the CPU's queue of stores: it would wait for every two lines.
 fn lines_of_c(replica: u32, split: u32, row_0: u32, col_0: u32, lane: u32) -> vec4<f32> {
     const LINE = 16u; // floats
-    const PER_ROW = LANES * COL_VECS * 4u / LINE;
+    const PER_ROW = select(COLS, ROWS, TURNED) / LINE;
     let base = (split * params.replicas + replica) * params.c_replica;
     var sum = vec4<f32>();
-    for (var t = 0u; t < ROW_BLOCKS * PER_ROW; t++) {
+    for (var t = 0u; t < ROWS * COLS / LINE / LANES; t++) {
         let line = t * LANES + lane;
         let row = min(row_0 + line / PER_ROW, params.m - 1u);
         let col = min(col_0 + line % PER_ROW * LINE, params.c_stride - 4u);
@@ -151,8 +157,13 @@ fn main(
     let tile = group.y * groups.x + group.x;
     let replica = group.z / SPLITS;
     let split = group.z % SPLITS;
-    let row_0 = params.row_start + tile % groups.y * (ROW_BLOCKS * LANES);
-    let col_0 = params.col_start + tile / groups.y * (LANES * COL_VECS * 4u);
+    let c_row_0 = params.row_start + tile % groups.y * select(ROWS, COLS, TURNED);
+    let c_col_0 = params.col_start + tile / groups.y * select(COLS, ROWS, TURNED);
+    // From here on rows and columns are the tile's.
+    let row_0 = select(c_row_0, c_col_0, TURNED);
+    let col_0 = select(c_col_0, c_row_0, TURNED);
+    let last_row = select(params.m, params.n, TURNED) - 1u;
+    let last_col = select(params.n, params.m, TURNED) - 1u;
     let a_stride = params.a_stride / 4u;
     let b_stride = params.b_stride / 4u;
     let a_base = replica * params.a_replica / 4u;
@@ -171,7 +182,7 @@ fn main(
         if TRANSPOSE_A {
             a_at[i] = a_base + min((row_0 + i * LANES) / 4u + lane / 4u, a_stride - 1u);
         } else {
-            a_at[i] = a_base + min(row_0 + i * LANES + lane, params.m - 1u) * a_stride;
+            a_at[i] = a_base + min(row_0 + i * LANES + lane, last_row) * a_stride;
         }
     }
     var b_at: array<array<u32, 4>, COL_VECS>;
@@ -179,7 +190,7 @@ fn main(
         let col = col_0 + (v * LANES + lane) * 4u;
         for (var j = 0u; j < 4u; j++) {
             if TRANSPOSE_B {
-                b_at[v][j] = b_base + min(col + j, params.n - 1u) * b_stride;
+                b_at[v][j] = b_base + min(col + j, last_col) * b_stride;
             } else {
                 b_at[v][j] = b_base + min(col / 4u, b_stride - 1u);
             }
@@ -189,6 +200,8 @@ fn main(
     // sums[i][r] of a lane are those of row row_of(r, lane) of block i.
     var sums: array<array<array<vec4<f32>, COL_VECS>, LANES>, ROW_BLOCKS>;
     var row_sums: array<vec4<f32>, ROW_BLOCKS>;
+    // With TURNED the rows of C are the tile's columns: [v][j] sums up b_k[v][j].
+    var col_sums: array<mat4x4<f32>, COL_VECS>;
     for (var k = k_start; k < k_end; k++) {
         // b_k[v][j]: this lane's four columns of row 4 k + j of op(B).
         var b_k: array<mat4x4<f32>, COL_VECS>;
@@ -202,6 +215,13 @@ fn main(
                 b_k[v] = mat4x4<f32>(
                     b[b_at[v][0] + min(4u * k, last) * b_stride], b[b_at[v][1] + min(4u * k + 1u, last) * b_stride],
                     b[b_at[v][2] + min(4u * k + 2u, last) * b_stride], b[b_at[v][3] + min(4u * k + 3u, last) * b_stride]);
+            }
+        }
+        if ROW_SUMS && TURNED {
+            for (var v = 0u; v < COL_VECS; v++) {
+                for (var j = 0u; j < 4u; j++) {
+                    col_sums[v][j] += select(vec4<f32>(), b_k[v][j], 4u * k + j < params.k);
+                }
             }
         }
         for (var i = 0u; i < ROW_BLOCKS; i++) {
@@ -235,34 +255,58 @@ fn main(
     }
 
     if !ACCUMULATE {
-        let read = lines_of_c(replica, split, row_0, col_0, lane);
+        let read = lines_of_c(replica, split, c_row_0, c_col_0, lane);
         // There is always a replica; but no compiler knows, so it reads before it stores.
         if params.replicas == 0u { sums[0][0][0] += read; }
     }
-    var shift: array<vec4<f32>, COL_VECS>;
-    for (var v = 0u; v < COL_VECS; v++) {
-        shift[v] = bias_of(replica, col_0 + (v * LANES + lane) * 4u);
-    }
-    // Along the rows: what lies side by side in memory is stored one after the other.
-    for (var i = 0u; i < ROW_BLOCKS; i++) {
-        for (var r = 0u; r < LANES; r++) {
-            for (var v = 0u; v < COL_VECS; v++) {
-                let col = col_0 + (v * LANES + lane) * 4u;
-                finish(replica, split, row_0 + i * LANES + row_of(r, lane), col, sums[i][r][v], shift[v]);
+    if TURNED {
+        var shift: array<array<vec4<f32>, LANES / 4u>, ROW_BLOCKS>;
+        for (var i = 0u; i < ROW_BLOCKS; i++) {
+            for (var q = 0u; q < LANES / 4u; q++) { shift[i][q] = bias_of(replica, row_0 + i * LANES + q * 4u); }
+        }
+        for (var v = 0u; v < COL_VECS; v++) {
+            for (var c = 0u; c < 4u; c++) {
+                let c_row = col_0 + (v * LANES + lane) * 4u + c;
+                for (var i = 0u; i < ROW_BLOCKS; i++) {
+                    for (var q = 0u; q < LANES / 4u; q++) {
+                        let sum = vec4<f32>(
+                            sums[i][q * 4u][v][c], sums[i][q * 4u + 1u][v][c],
+                            sums[i][q * 4u + 2u][v][c], sums[i][q * 4u + 3u][v][c]);
+                        finish(replica, split, c_row, row_0 + i * LANES + q * 4u, sum, shift[i][q]);
+                    }
+                }
+                if ROW_SUMS && c_col_0 == 0u {
+                    let part = col_sums[v];
+                    finish_row_sum(replica, split, c_row, (part[0][c] + part[1][c]) + (part[2][c] + part[3][c]));
+                }
             }
         }
-    }
-    if ROW_SUMS && col_0 == 0u {
+    } else {
+        var shift: array<vec4<f32>, COL_VECS>;
+        for (var v = 0u; v < COL_VECS; v++) {
+            shift[v] = bias_of(replica, col_0 + (v * LANES + lane) * 4u);
+        }
+        // Along the rows: what lies side by side in memory is stored one after the other.
         for (var i = 0u; i < ROW_BLOCKS; i++) {
-            var sum = row_sums[i];
-            if TRANSPOSE_A {
-                sum += subgroupShuffleXor(sum, 1u);
-                sum += subgroupShuffleXor(sum, 2u);
-                for (var j = 0u; j < 4u; j++) {
-                    if lane % 4u == j { finish_row_sum(replica, split, row_0 + i * LANES + lane, sum[j]); }
+            for (var r = 0u; r < LANES; r++) {
+                for (var v = 0u; v < COL_VECS; v++) {
+                    let col = col_0 + (v * LANES + lane) * 4u;
+                    finish(replica, split, row_0 + i * LANES + row_of(r, lane), col, sums[i][r][v], shift[v]);
                 }
-            } else {
-                finish_row_sum(replica, split, row_0 + i * LANES + lane, sum.x + sum.y + sum.z + sum.w);
+            }
+        }
+        if ROW_SUMS && col_0 == 0u {
+            for (var i = 0u; i < ROW_BLOCKS; i++) {
+                var sum = row_sums[i];
+                if TRANSPOSE_A {
+                    sum += subgroupShuffleXor(sum, 1u);
+                    sum += subgroupShuffleXor(sum, 2u);
+                    for (var j = 0u; j < 4u; j++) {
+                        if lane % 4u == j { finish_row_sum(replica, split, row_0 + i * LANES + lane, sum[j]); }
+                    }
+                } else {
+                    finish_row_sum(replica, split, row_0 + i * LANES + lane, sum.x + sum.y + sum.z + sum.w);
+                }
             }
         }
     }

@@ -162,7 +162,10 @@ pub(crate) fn dispatch(variant: &Variant) -> Option<Dispatch<'_>> {
 /// Rows and columns of C that a workgroup makes, from the family's own table.
 fn tile(variant: &Variant) -> [usize; 2] {
     let same = |(name, value): &(&str, u32)| constant(variant, name) == Some(value.to_string().as_str());
-    let is = |v: &&family::Variant| v.kernel.name == variant.kernel && v.constants.iter().all(same);
+    let turned = constant(variant, "TURNED") == Some("true");
+    let is = |v: &&family::Variant| {
+        v.kernel.name == variant.kernel && v.turned == turned && v.constants.iter().all(same)
+    };
     let found = family::VARIANTS.iter().find(is);
     found
         .unwrap_or_else(|| panic!("{} is not in the family's table", variant.name()))

@@ -9,12 +9,11 @@
 //! function leaves those alone whose partners it takes; below a branch and in a loop every lane stores for itself.
 
 use naga::{
-    AddressSpace, Binding, Block, BuiltIn, EntryPoint, Expression, Function, FunctionArgument,
-    GlobalVariable, Handle, LocalVariable, Module, Span, Statement,
+    AddressSpace, Binding, Block, BuiltIn, EntryPoint, Expression, FunctionArgument, GlobalVariable, Handle,
+    LocalVariable, Module, Span, Statement,
 };
 
 use super::LANES_OF_PAIRS;
-use super::uses::constant;
 
 /// What stores by halves of `half` lanes call.
 pub(super) fn prelude(half: u32) -> String {
@@ -74,17 +73,8 @@ pub(super) enum Return {
 }
 
 impl Return {
-    pub(super) fn of(
-        module: &Module,
-        function: &Function,
-        condition: Handle<Expression>,
-        accept: &Block,
-        reject: &Block,
-    ) -> Self {
-        let holds = constant(module, function, condition);
-        let accepted = holds != Some(false) && returns(accept);
-        let rejected = holds != Some(true) && returns(reject);
-        match (accepted, rejected, accept.last()) {
+    pub(super) fn of(accept: &Block, reject: &Block) -> Self {
+        match (returns(accept), returns(reject), accept.last()) {
             (false, false, _) => Self::Nobody,
             (true, false, Some(Statement::Return { .. })) => Self::Accepted,
             _ => Self::Somebody,
@@ -118,6 +108,7 @@ mod tests {
             "@group(0) @binding(0) var<storage, read_write> y: array<vec4<f32>>;
             @group(0) @binding(1) var<storage, read_write> m: array<mat2x4<f32>>;
             const NEVER: bool = false;
+            const ALWAYS: bool = true;
             fn put(i: u32) {{ y[i] = vec4<f32>(); }}
             @compute @workgroup_size({workgroup}) fn main(@builtin(local_invocation_index) i: u32) {{ {body} }}"
         );
@@ -170,7 +161,15 @@ mod tests {
             (format!("if i > 3u || i < 1u {{ return; }} {y} {m}"), "alone halves halves"),
             (format!("if i > 3u {{ {m} return; }} {y}"), "alone each halves"),
             (format!("if i > 3u {{ return; }} {{ if i > 2u {{ return; }} {y} }}"), "alone alone halves"),
-            (format!("if NEVER {{ if i > 3u {{ return; }} }} {y}"), "halves"),
+            // What a constant decides; what is never reached is no other.
+            (format!("if NEVER {{ if i > 3u {{ return; }} }} {y}"), "alone halves"),
+            (format!("if ALWAYS {{ {y} put(i); }} else {{ put(i); }} {m}"), "halves halves halves"),
+            (format!("if ALWAYS {{ if i > 3u {{ return; }} {y} }} {m}"), "alone halves halves"),
+            (format!("{y} {{ if ALWAYS {{ return; }} {y} }} {y}"), "halves halves halves"),
+            (
+                format!("for (var k = 0u; k < i; k++) {{ if ALWAYS {{ {y} continue; }} {y} }} {m}"),
+                "each each halves",
+            ),
             // Of those that return below, it is not known who they are.
             (format!("if i > 3u {{ if i > 4u {{ return; }} }} {y}"), "each"),
             (format!("if i > 3u {{ }} else {{ return; }} {y}"), "each"),

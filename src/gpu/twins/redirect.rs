@@ -8,6 +8,7 @@ use naga::{
 };
 
 use super::halves::{Lanes, Return, returns};
+use super::uses::constant;
 
 /// The functions that stand for loads and stores of one binding.
 struct Twin {
@@ -123,14 +124,22 @@ impl<'a> Redirect<'a> {
                 }
                 Statement::Block(inner) => to.push(Statement::Block(self.block(inner, at_the_top)), span),
                 Statement::If { condition, accept, reject } => {
-                    if at_the_top {
-                        match Return::of(self.module, &self.function, condition, &accept, &reject) {
+                    // What a constant decides parts no lanes, and where it does not lead, none returns.
+                    let holds = constant(self.module, &self.function, condition);
+                    if at_the_top && holds.is_none() {
+                        match Return::of(&accept, &reject) {
                             Return::Nobody => {}
                             Return::Accepted => self.guard(condition, span, &mut to),
                             Return::Somebody => self.lanes = Lanes::Unknown,
                         }
                     }
-                    let (accept, reject) = (self.block(accept, false), self.block(reject, false));
+                    let before = self.lanes;
+                    let accept = self.block(accept, at_the_top && holds.is_some());
+                    let after = std::mem::replace(&mut self.lanes, before);
+                    let reject = self.block(reject, at_the_top && holds.is_some());
+                    if holds == Some(true) {
+                        self.lanes = after;
+                    }
                     to.push(Statement::If { condition, accept, reject }, span);
                 }
                 Statement::Switch { selector, mut cases } => {

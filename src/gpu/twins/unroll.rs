@@ -10,8 +10,8 @@ use std::collections::HashMap;
 const MOST: u32 = 32;
 const FOR: &str = "for (var ";
 
-/// The same shader with each `for (var i = 0u; i < N; i++)` as its rounds one after the other, where `N` is a number or
-/// a `const` that stands for one, and nothing in the loop leaves it early.
+/// The same shader with each `for (var i = 0u; i < N; i++)` as its rounds one after the other, where `N` is a number, a
+/// `const` that stands for one, or one divided by another, and nothing in the loop leaves it early.
 pub(super) fn unrolled(source: &str) -> String {
     let code: String = source
         .lines()
@@ -66,7 +66,11 @@ fn first_loop(code: &str) -> Option<(&str, &str, &str, &str)> {
 fn rounds<'a>(head: &'a str, constants: &HashMap<&str, u32>) -> Option<(&'a str, u32)> {
     let (name, rest) = head.split_once(" = 0u; ")?;
     let end = rest.strip_prefix(name)?.strip_prefix(" < ")?.strip_suffix(&format!("; {name}++) "))?;
-    let rounds = number(end).or_else(|| constants.get(end).copied())?;
+    let value = |text: &str| number(text).or_else(|| constants.get(text).copied());
+    let rounds = match end.split_once(" / ") {
+        Some((whole, part)) => value(whole)?.checked_div(value(part)?)?,
+        None => value(end)?,
+    };
     (rounds <= MOST).then_some((name, rounds))
 }
 
@@ -112,13 +116,15 @@ fn main() {
         x[i] += i.x + v.i + vi + 1.0;
         for (var j = 0u; j < 3u; j++) { y[i][j] = i * j; }
     }
+    for (var q = 0u; q < ROWS / 2u; q++) { z[q] = 0; }
     done();
 }";
         let row = |i: u32| {
             let inner: String = (0..3).map(|j| format!("{{ y[{i}u][{j}u] = {i}u * {j}u; }}")).collect();
             format!("{{ x[{i}u] += {i}u.x + v.i + vi + 1.0; {inner} }}")
         };
-        let expected = format!("const ROWS: u32 = 2u; fn main() {{ {}{} done(); }}", row(0), row(1));
+        let expected =
+            format!("const ROWS: u32 = 2u; fn main() {{ {}{} {{ z[0u] = 0; }} done(); }}", row(0), row(1));
         assert_eq!(spaced(&unrolled(source)), expected);
     }
 
@@ -130,6 +136,8 @@ fn main() {
             ("var i = 1u; i < 4u; i++", "x += i;"),
             ("var i = 0u; i < 4u; i += 2u", "x += i;"),
             ("var i = 0u; i <= 4u; i++", "x += i;"),
+            ("var i = 0u; i < n / 4u; i++", "x += i;"),
+            ("var i = 0u; i < 4u / 0u; i++", "x += i;"),
             ("var i = 0u; i < 4u; i++", "if x > i { break; }"),
             ("var i = 0u; i < 4u; i++", "if x > i { continue; } x += i;"),
         ] {

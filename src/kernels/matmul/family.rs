@@ -47,6 +47,8 @@ pub struct Variant {
     pub tile: [u32; 2],
     /// The exact subgroup size it needs, or 0.
     pub lanes: u32,
+    /// Whether it makes C transposed, from operands that have changed places.
+    pub turned: bool,
 }
 
 impl std::fmt::Debug for Variant {
@@ -69,7 +71,8 @@ impl Variant {
     pub(super) fn constants(&self, flags: &Flags, splits: u32) -> Constants {
         let tile = self.constants.iter().map(|(name, value)| (*name, Constant::U32(*value)));
         let splits = self.splits().then_some(("SPLITS", Constant::U32(splits)));
-        tile.chain(splits).chain(flags.constants()).collect()
+        let turned = self.turned.then_some(("TURNED", Constant::Bool(true)));
+        tile.chain(splits).chain(turned).chain(flags.constants(self.turned)).collect()
     }
 }
 
@@ -81,6 +84,16 @@ macro_rules! subgroup {
             constants: &[("LANES", $lanes), ("ROW_BLOCKS", $blocks), ("COL_VECS", $vecs)],
             tile: [$lanes * $blocks, $lanes * $vecs * 4],
             lanes: $lanes,
+            turned: false,
+        }
+    };
+}
+macro_rules! turned {
+    ($name:literal, $lanes:literal, $blocks:literal, $vecs:literal) => {
+        Variant {
+            tile: [$lanes * $vecs * 4, $lanes * $blocks],
+            turned: true,
+            ..subgroup!($name, $lanes, $blocks, $vecs)
         }
     };
 }
@@ -92,6 +105,7 @@ macro_rules! vec4 {
             constants: &[("GROUP_ROWS", $group_rows), ("GROUP_COLS", $group_cols)],
             tile: [4 * $group_rows, 4 * $group_cols],
             lanes: 0,
+            turned: false,
         }
     };
 }
@@ -110,13 +124,14 @@ macro_rules! tile {
             ],
             tile: [$rows * $group_rows, 4 * $vecs * $group_cols],
             lanes: 0,
+            turned: false,
         }
     };
 }
 
 /// Every variant there is, the baseline first.
 pub static VARIANTS: &[Variant] = &[
-    Variant { name: "plain", kernel: &PLAIN, constants: &[], tile: [8, 8], lanes: 0 },
+    Variant { name: "plain", kernel: &PLAIN, constants: &[], tile: [8, 8], lanes: 0, turned: false },
     vec4!("vec4-32x32", 8, 8),
     tile!("tile-64x64", 8, 2, 8, 8, 1, 16),
     tile!("tile2-32x32", 4, 1, 8, 8, 2, 32),
@@ -127,8 +142,12 @@ pub static VARIANTS: &[Variant] = &[
     subgroup!("subgroup8-16x64", 8, 2, 2),
     subgroup!("subgroup8-32x32", 8, 4, 1),
     subgroup!("subgroup8-32x64", 8, 4, 2),
+    turned!("subgroup8-32x16", 8, 2, 1),
     subgroup!("subgroup16-16x64", 16, 1, 1),
     subgroup!("subgroup16-32x64", 16, 2, 1),
+    subgroup!("subgroup16-48x64", 16, 3, 1),
+    turned!("subgroup16-64x16", 16, 1, 1),
+    turned!("subgroup16-64x32", 16, 2, 1),
     subgroup!("subgroup32-64x128", 32, 2, 1),
 ];
 
@@ -287,12 +306,28 @@ impl Question {
             [4, 4] if n <= 16 => "subgroup4-8x16",
             [4, 4] => "subgroup4-32x32",
             [8, 8] if m <= 16 && n > 32 => "subgroup8-16x64",
+            [8, 8] if n <= 16 => "subgroup8-32x16",
             [8, 8] if n <= 32 => "subgroup8-32x32",
             [8, 8] => "subgroup8-32x64",
-            [16, 16] if m <= 16 => "subgroup16-16x64",
-            [16, 16] => "subgroup16-32x64",
+            [16, 16] => self.least_work(&[
+                ("subgroup16-32x64", 100),
+                ("subgroup16-48x64", 95),
+                ("subgroup16-64x32", 102),
+                ("subgroup16-16x64", 115),
+                ("subgroup16-64x16", 120),
+            ]),
             _ => "vec4-32x32",
         }
+    }
+
+    /// The variant whose tiles take least, by what an element of a full one takes, in hundredths of the first's: at the
+    /// edges of C they make more elements than it has.
+    fn least_work(&self, variants: &[(&'static str, usize)]) -> &'static str {
+        let work = |(name, each): &&(&'static str, usize)| {
+            let [rows, cols] = named(name).expect("a variant").tile.map(|side| side as usize);
+            self.m.next_multiple_of(rows) * self.n.next_multiple_of(cols) * each
+        };
+        variants.iter().min_by_key(work).expect("some").0
     }
 }
 

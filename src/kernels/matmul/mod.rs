@@ -191,16 +191,20 @@ impl Flags {
     /// The second half's constants: the epilogue of the whole.
     fn for_reduce(&self, splits: u32) -> Constants {
         let transposition = ["TRANSPOSE_A", "TRANSPOSE_B"];
-        let mut constants = self.constants();
+        let mut constants = self.constants(false);
         constants.retain(|(name, _)| !transposition.contains(name));
         constants.push(("SPLITS", Constant::U32(splits)));
         constants
     }
 
-    fn constants(&self) -> Constants {
+    fn constants(&self, turned: bool) -> Constants {
+        let [transpose_a, transpose_b] = [self.form == Form::WeightGradient, self.form == Form::Forward];
+        // A^T stands where B stood, and B^T where A did.
+        let [transpose_a, transpose_b] =
+            if turned { [!transpose_b, !transpose_a] } else { [transpose_a, transpose_b] };
         vec![
-            ("TRANSPOSE_A", Constant::Bool(self.form == Form::WeightGradient)),
-            ("TRANSPOSE_B", Constant::Bool(self.form == Form::Forward)),
+            ("TRANSPOSE_A", Constant::Bool(transpose_a)),
+            ("TRANSPOSE_B", Constant::Bool(transpose_b)),
             ("ACCUMULATE", Constant::Bool(self.accumulate)),
             ("BIAS", Constant::Bool(self.bias)),
             ("KEEP", Constant::Bool(self.keep)),

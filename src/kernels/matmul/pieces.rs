@@ -68,10 +68,11 @@ impl Product<'_> {
         tiles: usize,
         epilogue: &Epilogue<'_>,
     ) -> Result<()> {
+        let product = if choice.variant.turned { Self { a: self.b, b: self.a, ..*self } } else { *self };
         // A split may be asked for that K is too short for: then fewer parts have work.
         match choice.splits {
-            1 => self.whole(plan, choice.variant, tiles, epilogue),
-            splits => self.split(plan, choice.variant, splits, tiles, epilogue),
+            1 => product.whole(plan, choice.variant, tiles, epilogue),
+            splits => product.split(plan, choice.variant, splits, tiles, epilogue),
         }
     }
 }
@@ -163,7 +164,7 @@ mod tests {
         let gpu = open();
         for choice in Choice::all(&gpu) {
             // The tiles that drivers compile soonest, one of each member.
-            if !["plain", "vec4-32x32", "tile4-16x16", "subgroup8-16x64"].contains(&choice.variant.name) {
+            if !["plain", "vec4-32x32", "tile4-16x16", "subgroup8-16x64", "subgroup8-32x16"].contains(&choice.variant.name) {
                 continue;
             }
             let tiles = 203_usize.div_ceil(choice.variant.tile[0] as usize);
