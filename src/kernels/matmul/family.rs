@@ -147,7 +147,6 @@ pub static VARIANTS: &[Variant] = &[
     subgroup!("subgroup16-32x64", 16, 2, 1),
     subgroup!("subgroup16-48x64", 16, 3, 1),
     turned!("subgroup16-64x16", 16, 1, 1),
-    turned!("subgroup16-64x32", 16, 2, 1),
     subgroup!("subgroup32-64x128", 32, 2, 1),
 ];
 
@@ -312,7 +311,6 @@ impl Question {
             [16, 16] => self.least_work(&[
                 ("subgroup16-32x64", 100),
                 ("subgroup16-48x64", 95),
-                ("subgroup16-64x32", 102),
                 ("subgroup16-16x64", 115),
                 ("subgroup16-64x16", 120),
             ]),
