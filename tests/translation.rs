@@ -15,7 +15,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use common::{EXPECTED, Variant, count, variants};
-use limbeck::gpu::twins;
+use limbeck::gpu::{Constant, twins};
 use naga::back::{hlsl, msl, spv};
 use naga::proc::{BoundsCheckPolicies, BoundsCheckPolicy};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
@@ -60,7 +60,7 @@ fn parsed() -> Vec<Parsed> {
 }
 
 /// As lavapipe gets them with subgroups of `lanes`: with storage read as images or by pairs of floats, and written
-/// by pairs.
+/// by pairs. A kernel for subgroups of another width it never gets.
 fn twinned(lanes: u32, by_images: bool) -> Vec<Parsed> {
     let parse = |variant: Variant| {
         let refuse = |words: String| -> ! { panic!("{} with twins: {words}", variant.name()) };
@@ -71,7 +71,12 @@ fn twinned(lanes: u32, by_images: bool) -> Vec<Parsed> {
             .unwrap_or_else(|e| refuse(e.to_string()));
         Parsed { variant, module, info }
     };
-    variants().into_iter().map(parse).collect()
+    let of_lanes = |variant: &Variant| {
+        !variant.uses("subgroup") || variant.constants.contains(&("LANES", Constant::U32(lanes)))
+    };
+    let twinned: Vec<_> = variants().into_iter().filter(of_lanes).map(parse).collect();
+    assert!(twinned.iter().any(|p| p.variant.uses("subgroup")), "no kernel for subgroups of {lanes}");
+    twinned
 }
 
 #[test]
