@@ -78,9 +78,9 @@ fn matmul_case(i: usize, choice: Choice, replicas: usize, [m, n, k]: [usize; 3],
     })
 }
 
-/// The smallest tile of each member (and width, and one that is turned): these are seen with every epilogue. The other tiles differ from them in
-/// their loops, not in what follows, and drivers take a second and more to compile each combination; so they are seen
-/// with what the loops do themselves and what a run asks for.
+/// The smallest tile of each member and width, and one that is turned: these are seen with every epilogue. The other
+/// tiles differ from them in their loops, not in what follows, and drivers take a second and more to compile each
+/// combination; so they are seen with what the loops do themselves and what a run asks for.
 pub const SMALLEST: [&str; 8] = [
     "plain",
     "vec4-32x32",
