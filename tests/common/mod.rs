@@ -13,7 +13,7 @@ pub(crate) const EXPECTED: &[(&str, usize)] = &[
     ("matmul_plain", 19),
     ("matmul_vec4", 23),
     ("matmul_tile", 92),
-    ("matmul_subgroup", 253),
+    ("matmul_subgroup", 276),
     ("matmul_reduce", 15),
     ("ensemble", 12),
     ("head", 38),

@@ -147,6 +147,7 @@ pub static VARIANTS: &[Variant] = &[
     subgroup!("subgroup16-32x64", 16, 2, 1),
     subgroup!("subgroup16-48x64", 16, 3, 1),
     turned!("subgroup16-64x16", 16, 1, 1),
+    turned!("subgroup16-64x48", 16, 3, 1),
     subgroup!("subgroup32-64x128", 32, 2, 1),
 ];
 
@@ -311,6 +312,7 @@ impl Question {
             [16, 16] => self.least_work(&[
                 ("subgroup16-32x64", 100),
                 ("subgroup16-48x64", 95),
+                ("subgroup16-64x48", 96),
                 ("subgroup16-16x64", 115),
                 ("subgroup16-64x16", 120),
             ]),
