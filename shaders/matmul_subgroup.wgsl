@@ -6,8 +6,8 @@
 // counts where a load costs scalar instructions for each lane and workgroup memory is no cheaper (lavapipe).
 // A turn gives all lanes one row, or with EXCHANGE each lane another: for eight lanes that is one instruction (lavapipe)
 // where the other way is two, for other numbers more.
-// With TURNED the tile is one of C transposed, op(B)^T . op(A)^T, for a C of few columns, which would leave lanes without
-// work: the operands have changed places, and of four rows of the tile a lane makes vec4 of C.
+// With TURNED the tile is one of C transposed, op(B)^T . op(A)^T, for a C whose rows fit a tile's breadth better than its
+// columns do: the operands have changed places, and of four rows of the tile a lane makes vec4 of C.
 // Four k of B are loaded first and k is innermost: an accumulator is touched once for four k.
 //
 // The pipeline's subgroup size must be LANES. The products over k are added in ascending k.
