@@ -8,6 +8,8 @@
 // where the other way is two, for other numbers more.
 // With TURNED the tile is one of C transposed, op(B)^T . op(A)^T, for a C whose rows fit a tile's breadth better than its
 // columns do: the operands have changed places, and of four rows of the tile a lane makes vec4 of C.
+// With NEIGHBOURS the upper half of the lanes own the vec4 that follow those of the lower half, lane by lane, and the strides
+// of C are multiples of 8: what two such lanes store may be stored at once (src/gpu/twins/halves.rs).
 // Four k of B are loaded first and k is innermost: an accumulator is touched once for four k.
 //
 // The pipeline's subgroup size must be LANES. The products over k are added in ascending k.
@@ -31,6 +33,7 @@ const LANES: u32 = 8u;
 const ROW_BLOCKS: u32 = 4u;
 const COL_VECS: u32 = 2u;
 const TURNED: bool = false;
+const NEIGHBOURS: bool = false;
 const SPLITS: u32 = 1u;
 const TRANSPOSE_A: bool = false;
 const TRANSPOSE_B: bool = false;
@@ -141,6 +144,11 @@ fn lines_of_c(replica: u32, split: u32, row_0: u32, col_0: u32, lane: u32) -> ve
     return sum;
 }
 
+// The vec4 of the tile's breadth that is a lane's.
+fn vec_of(v: u32, lane: u32) -> u32 {
+    return v * LANES + select(lane, lane % (LANES / 2u) * 2u + lane / (LANES / 2u), NEIGHBOURS);
+}
+
 // The row of a block that a lane works on in a turn.
 fn row_of(turn: u32, lane: u32) -> u32 {
     return select(turn, turn ^ lane, EXCHANGE);
@@ -187,7 +195,7 @@ fn main(
     }
     var b_at: array<array<u32, 4>, COL_VECS>;
     for (var v = 0u; v < COL_VECS; v++) {
-        let col = col_0 + (v * LANES + lane) * 4u;
+        let col = col_0 + vec_of(v, lane) * 4u;
         for (var j = 0u; j < 4u; j++) {
             if TRANSPOSE_B {
                 b_at[v][j] = b_base + min(col + j, last_col) * b_stride;
@@ -266,7 +274,7 @@ fn main(
         }
         for (var v = 0u; v < COL_VECS; v++) {
             for (var c = 0u; c < 4u; c++) {
-                let c_row = col_0 + (v * LANES + lane) * 4u + c;
+                let c_row = col_0 + vec_of(v, lane) * 4u + c;
                 for (var i = 0u; i < ROW_BLOCKS; i++) {
                     for (var q = 0u; q < LANES / 4u; q++) {
                         let sum = vec4<f32>(
@@ -284,13 +292,13 @@ fn main(
     } else {
         var shift: array<vec4<f32>, COL_VECS>;
         for (var v = 0u; v < COL_VECS; v++) {
-            shift[v] = bias_of(replica, col_0 + (v * LANES + lane) * 4u);
+            shift[v] = bias_of(replica, col_0 + vec_of(v, lane) * 4u);
         }
         // Along the rows: what lies side by side in memory is stored one after the other.
         for (var i = 0u; i < ROW_BLOCKS; i++) {
             for (var r = 0u; r < LANES; r++) {
                 for (var v = 0u; v < COL_VECS; v++) {
-                    let col = col_0 + (v * LANES + lane) * 4u;
+                    let col = col_0 + vec_of(v, lane) * 4u;
                     finish(replica, split, row_0 + i * LANES + row_of(r, lane), col, sums[i][r][v], shift[v]);
                 }
             }

@@ -27,6 +27,7 @@ struct Step {
     loss_a: f32, loss_b: f32, loss_c: f32, loss_d: f32,
 }
 
+const WORKGROUP: u32 = 64u;
 const NESTEROV: bool = false;
 // The gradient is multiplied with the scale that shaders/norm.wgsl found; 0 leaves everything as it is.
 const SCALED: bool = false;
@@ -39,9 +40,9 @@ const SCALED: bool = false;
 @group(0) @binding(5) var<storage, read_write> momentum: array<mat2x4<f32>>;
 @group(0) @binding(6) var<storage, read> norms: array<vec4<f32>>;
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let i = (group.y * params.width + group.x) * 64u + lane;
+    let i = (group.y * params.width + group.x) * WORKGROUP + lane;
     if i >= params.groups {
         return;
     }

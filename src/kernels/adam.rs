@@ -4,7 +4,7 @@ use crate::error::Result;
 use crate::gpu::pipeline::{Constant, Constants};
 use crate::gpu::program::Work;
 use crate::gpu::{Call, Kernel, Plan, Tensor};
-use crate::kernels::sgd::{FLAGS, fold, groups};
+use crate::kernels::sgd::{fold, groups, variants, workgroup};
 
 params! {
     /// `struct Params` of `shaders/adam.wgsl`.
@@ -19,13 +19,17 @@ pub static KERNEL: Kernel = Kernel {
     name: "adam",
     source: shader!("adam"),
     params: Params::FIELDS,
-    variants: || FLAGS.map(|[a, b]| constants(a, b)).to_vec(),
+    variants: || variants(constants),
 };
 /// This module's part of the list of kernels.
 pub const KERNELS: &[&Kernel] = &[&KERNEL];
 
-fn constants(decoupled: bool, scaled: bool) -> Constants {
-    vec![("DECOUPLED", Constant::Bool(decoupled)), ("SCALED", Constant::Bool(scaled))]
+fn constants([decoupled, scaled]: [bool; 2], workgroup: u32) -> Constants {
+    vec![
+        ("DECOUPLED", Constant::Bool(decoupled)),
+        ("SCALED", Constant::Bool(scaled)),
+        ("WORKGROUP", Constant::U32(workgroup)),
+    ]
 }
 
 /// Adam's fixed numbers.
@@ -62,10 +66,11 @@ pub fn record(
     let nothing = plan.gpu.nothing()?;
     let groups = groups(weight)?;
     let replicas = weight.shape[0] as u32;
-    let [width, height] = fold(groups);
+    let workgroup = workgroup(groups);
+    let [width, height] = fold(groups, workgroup);
     plan.dispatch(Call {
         kernel: &KERNEL,
-        constants: constants(adam.decoupled, norms.is_some()),
+        constants: constants([adam.decoupled, norms.is_some()], workgroup),
         label,
         params: Params {
             groups: groups as u32,

@@ -69,7 +69,7 @@ pub fn record(
     assert_eq!((&x.shape[1..], x.row_stride), (&y.shape[1..], y.row_stride), "{label}: x and y differ");
     assert_eq!(replicas, steps.shape[2] * 4 / size_of::<Step>(), "{label}: replicas");
     let groups = batch * y.row_stride / 4;
-    let [width, height] = fold(groups);
+    let [width, height] = fold(groups, 64);
     plan.dispatch(Call {
         kernel: &KERNEL,
         constants: constants(add),

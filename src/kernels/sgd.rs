@@ -13,23 +13,42 @@ params! {
 /// Both settings of two switches.
 pub(super) const FLAGS: [[bool; 2]; 4] = [[false, false], [false, true], [true, false], [true, true]];
 
+/// Invocations of a workgroup where there are few groups of parameters, and where there are [`MANY`]: some drivers set up
+/// each workgroup anew (lavapipe), and all leave lanes of the last one idle.
+const WORKGROUPS: [u32; 2] = [64, 256];
+const MANY: usize = 4_096;
+
+/// Both settings of two switches, in workgroups of either size.
+pub(super) fn variants(constants: impl Fn([bool; 2], u32) -> Constants) -> Vec<Constants> {
+    FLAGS.into_iter().flat_map(|f| WORKGROUPS.map(|w| constants(f, w))).collect()
+}
+
+/// The one of [`WORKGROUPS`] for so many groups.
+pub(crate) fn workgroup(groups: usize) -> u32 {
+    WORKGROUPS[usize::from(groups >= MANY)]
+}
+
 /// `shaders/sgd.wgsl`.
 pub static KERNEL: Kernel = Kernel {
     name: "sgd",
     source: shader!("sgd"),
     params: Params::FIELDS,
-    variants: || FLAGS.map(|[a, b]| constants(a, b)).to_vec(),
+    variants: || variants(constants),
 };
 /// This module's part of the list of kernels.
 pub const KERNELS: &[&Kernel] = &[&KERNEL];
 
-fn constants(nesterov: bool, scaled: bool) -> Constants {
-    vec![("NESTEROV", Constant::Bool(nesterov)), ("SCALED", Constant::Bool(scaled))]
+fn constants([nesterov, scaled]: [bool; 2], workgroup: u32) -> Constants {
+    vec![
+        ("NESTEROV", Constant::Bool(nesterov)),
+        ("SCALED", Constant::Bool(scaled)),
+        ("WORKGROUP", Constant::U32(workgroup)),
+    ]
 }
 
-/// Workgroups of 64 that cover `groups`, folded into x and y below the 65,535 limit.
-pub(crate) fn fold(groups: usize) -> [u32; 2] {
-    let workgroups = groups.div_ceil(64) as u32;
+/// Workgroups of this size that cover `groups`, folded into x and y below the 65,535 limit.
+pub(crate) fn fold(groups: usize, workgroup: u32) -> [u32; 2] {
+    let workgroups = groups.div_ceil(workgroup as usize) as u32;
     let rows = workgroups.div_ceil(32_768).max(1);
     [workgroups.div_ceil(rows), rows]
 }
@@ -67,10 +86,11 @@ pub fn record(
     let nothing = plan.gpu.nothing()?;
     let groups = groups(weight)?;
     let replicas = weight.shape[0] as u32;
-    let [width, height] = fold(groups);
+    let workgroup = workgroup(groups);
+    let [width, height] = fold(groups, workgroup);
     plan.dispatch(Call {
         kernel: &KERNEL,
-        constants: constants(nesterov, norms.is_some()),
+        constants: constants([nesterov, norms.is_some()], workgroup),
         label,
         params: Params {
             groups: groups as u32,

@@ -6,7 +6,7 @@ use crate::kernels::adam::{self, Adam};
 use crate::kernels::step::{self, Step};
 use crate::reference::{Convention, Matrix, Rule};
 use crate::verify::inputs::{Data, Inputs};
-use crate::verify::sgd::{arena_len, scaled_update, scales};
+use crate::verify::sgd::{arena_len, scaled_update, scales, variant};
 use crate::verify::zone::{Padding, Zone};
 use crate::verify::{Judge, Verdict, run};
 
@@ -36,7 +36,7 @@ pub struct Case {
 impl Case {
     pub(super) fn variant(&self) -> String {
         let name = if self.adam.decoupled { "adamw" } else { "adam" };
-        format!("{name}{}", if self.scale.is_some() { " scaled" } else { "" })
+        variant(name, self.scale, self.len)
     }
 
     /// The corrections in the convention of the case, see `shaders/adam.wgsl`.

@@ -394,7 +394,7 @@ pub fn short() -> Vec<Case> {
         regularizers::max_norms(&[[13, 261]]),
         reductions(&[65]),
         norms(&[1021]),
-        updates(&[1021]),
+        updates(&[1021, 33_000]),
     ];
     // As far as the shortest lists of the tests reach, on the tile that compiles soonest.
     let smallest = |c: &Choice| c.splits == 1 && SMALLEST.contains(&c.variant.name);

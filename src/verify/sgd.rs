@@ -37,8 +37,14 @@ pub struct Case {
 impl Case {
     pub(super) fn variant(&self) -> String {
         let name = if self.nesterov { "nesterov" } else { "momentum" };
-        format!("{name}{}", if self.scale.is_some() { " scaled" } else { "" })
+        variant(name, self.scale, self.len)
     }
+}
+
+/// `momentum scaled, workgroups of 64`
+pub(super) fn variant(name: &str, scale: Option<f32>, len: usize) -> String {
+    let scaled = if scale.is_some() { " scaled" } else { "" };
+    format!("{name}{scaled}, workgroups of {}", sgd::workgroup(arena_len(len) / 8))
 }
 
 /// Norms `[r, slots, 4]` with this scale in the first slot, and in the others what would show.

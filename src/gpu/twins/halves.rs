@@ -4,6 +4,8 @@
 //! from there. Of a register of 512 bits Intel's CPUs hand a load what lies in the lower half at once; what lies in the
 //! upper one it gets when all stores before it are through (docs/performance.md has the measurements). So the lower lanes
 //! store what they have, and then what their partners in the upper half have. The elements and the bits are the same.
+//! Where a shader declares a constant `NEIGHBOURS` that is true, it promises that a vec4 of an upper lane lies behind its
+//! partner's, at an odd index, and that both are stored or neither is: then the lower lane stores them at once.
 //!
 //! That takes both lanes of a pair at the same place. [`Lanes`] says whether they are: an early return at the top of a
 //! function leaves those alone whose partners it takes; below a branch and in a loop every lane stores for itself.
@@ -14,23 +16,37 @@ use naga::{
 };
 
 use super::LANES_OF_PAIRS;
+use super::uses::holds;
 
-/// What stores by halves of `half` lanes call.
-pub(super) fn prelude(half: u32) -> String {
-    format!(
-        "var<private> twin_lane: u32;
-fn twin_is_alone(leaves: bool) -> bool {{
-    return subgroupShuffleXor(u32(leaves), {half}u) == 1u;
-}}
-"
-    )
+/// The halves of a subgroup.
+#[derive(Clone, Copy)]
+pub(super) struct Halves {
+    /// Of each.
+    pub(super) lanes: u32,
+    /// Whether what the upper lanes store lies behind what their partners do, element by element.
+    pub(super) neighbours: bool,
 }
 
-/// Half of the lanes of a subgroup, where stores are to go by halves: where a register has an upper one, and no lane is
-/// without a partner from the beginning.
-pub(super) fn half_of(module: &Module, lanes: u32) -> Option<u32> {
-    let whole = |e: &EntryPoint| e.workgroup_size.iter().product::<u32>().is_multiple_of(lanes);
-    (lanes > LANES_OF_PAIRS && module.entry_points.iter().all(whole)).then_some(lanes / 2)
+impl Halves {
+    /// Where stores are to go by halves: where a register has an upper one, and no lane is without a partner from the
+    /// beginning. Neighbours are promised by the shader, and all at one place only if its loops are `unrolled`.
+    pub(super) fn of(module: &Module, lanes: u32, unrolled: bool) -> Option<Self> {
+        let whole = |e: &EntryPoint| e.workgroup_size.iter().product::<u32>().is_multiple_of(lanes);
+        (lanes > LANES_OF_PAIRS && module.entry_points.iter().all(whole))
+            .then(|| Self { lanes: lanes / 2, neighbours: unrolled && holds(module, "NEIGHBOURS") })
+    }
+
+    /// What stores by halves call.
+    pub(super) fn prelude(self) -> String {
+        let Self { lanes, .. } = self;
+        format!(
+            "var<private> twin_lane: u32;
+fn twin_is_alone(leaves: bool) -> bool {{
+    return subgroupShuffleXor(u32(leaves), {lanes}u) == 1u;
+}}
+"
+        )
+    }
 }
 
 /// Has every entry point write down its lane, before anything else, for the functions of [`prelude`].
@@ -100,6 +116,7 @@ mod tests {
     use super::*;
 
     use naga::valid::{Capabilities, ValidationFlags, Validator};
+    use naga::{Scalar, TypeInner, VectorSize};
 
     /// What the entry point calls, and then `put` where it calls that, for subgroups of 16 lanes: the stores, and `alone`
     /// where those whose partners return are noted.
@@ -187,5 +204,41 @@ mod tests {
             assert_eq!(calls(32, &body), expected, "{body}");
         }
         assert_eq!(calls(24, y), "each", "the last lanes have no partners");
+    }
+
+    #[test]
+    fn neighbours_are_stored_at_once_where_the_shader_promises_them() {
+        let source = |constant: &str, body: &str| {
+            format!(
+                "@group(0) @binding(0) var<storage, read_write> y: array<vec4<f32>>;
+                const LANES = 16u;
+                {constant}
+                @compute @workgroup_size(16) fn main(@builtin(subgroup_invocation_id) i: u32) {{
+                    let at = i % 8u * 2u + i / 8u;
+                    for (var k = 0u; k < 2u; k++) {{ {body} }}
+                }}"
+            )
+        };
+        let whole = "y[k * 16u + at] = vec4<f32>(f32(at));";
+        let both = |constant: &str, body: &str, lanes: u32, by_images: bool| {
+            let (module, _) = twinned(&source(constant, body), lanes, by_images).expect("the source parses");
+            let valid =
+                Validator::new(ValidationFlags::all(), Capabilities::SHADER_INT64 | Capabilities::SUBGROUP)
+                    .validate(&module);
+            let pairs = module.global_variables.iter().find(|(_, v)| v.name.as_deref() == Some("y_pairs"));
+            let TypeInner::Array { base, .. } = module.types[pairs.expect("they are").1.ty].inner else {
+                panic!("no array");
+            };
+            (valid.is_ok(), module.types[base].inner.clone())
+        };
+        let promised = "const NEIGHBOURS: bool = LANES == 16u;";
+        let [two, four] = [VectorSize::Bi, VectorSize::Quad]
+            .map(|size| (true, TypeInner::Vector { size, scalar: Scalar::U64 }));
+        assert_eq!(both(promised, whole, 16, true), four);
+        assert_eq!(both("const NEIGHBOURS: bool = LANES == 8u;", whole, 16, true), two);
+        assert_eq!(both("", whole, 16, true), two);
+        assert_eq!(both(promised, whole, 8, true), two, "there are no halves");
+        assert_eq!(both(promised, whole, 16, false), two, "a loop is not one place");
+        assert!(!both(promised, &format!("if i > 3u {{ {whole} }}"), 16, true).0, "nor is a branch");
     }
 }

@@ -24,6 +24,7 @@ mod uses;
 
 use naga::{AddressSpace, Block, Expression, GlobalVariable, Module, Range, Span, Statement};
 
+use halves::Halves;
 pub(crate) use text::IMAGES;
 use text::Text;
 use uses::{Uses, taken_whole};
@@ -44,15 +45,15 @@ pub fn twinned(source: &str, lanes: u32, by_images: bool) -> Result<(Module, Vec
     let module = parse(source)?;
     // In front of the source, for in a naga module a function comes before those that call it.
     let mut images = Vec::new();
-    let half = halves::half_of(&module, lanes);
-    let mut text = half.map(halves::prelude).unwrap_or_default();
+    let halves = Halves::of(&module, lanes, by_images);
+    let mut text = halves.map(Halves::prelude).unwrap_or_default();
     for (handle, var) in module.global_variables.iter() {
         let Some(form) = Text::of(&module, var).filter(|_| taken_whole(&module, handle)) else { continue };
         let uses = Uses::of(&module, handle);
         let image = by_images && uses.loads && !uses.loads_after_a_store;
         let by_pairs = form.has_pairs() && (lanes <= LANES_OF_PAIRS || !uses.loads);
         if image || by_pairs {
-            text += &form.twin(var, image, half);
+            text += &form.twin(var, image, halves);
             images.extend(var.name.clone().filter(|_| image));
         }
     }

@@ -7,6 +7,7 @@ use naga::{
     VectorSize,
 };
 
+use super::halves::Halves;
 use crate::gpu::image;
 
 /// An image's binding is that of its buffer and this.
@@ -27,6 +28,14 @@ fn NAME_twin_store_by_halves(at: u32, value: VALUE, alone: bool) {
         NAME_twin_store(at, value);
         NAME_twin_store(others_at, others);
     }
+}
+";
+
+/// Stores the elements of a subgroup's lower lanes, and with each that of its partner, which lies behind it.
+const OF_NEIGHBOURS: &str = "\
+fn NAME_twin_store_by_halves(at: u32, value: vec4<f32>, alone: bool) {
+    let both = mat2x4<f32>(value, subgroupShuffleXor(value, HALFu));
+    if twin_lane < HALFu { NAME_twin_store(at / 2u, both); }
 }
 ";
 
@@ -124,21 +133,25 @@ impl Text {
         self.pairs.is_some()
     }
 
-    /// The functions for `var`, and the bindings that they need: loads by an image, or by pairs; stores also by halves of
-    /// so many lanes ([`super::halves`]).
-    pub(super) fn twin(&self, var: &GlobalVariable, image: bool, half: Option<u32>) -> String {
+    /// The functions for `var`, and the bindings that they need: loads by an image, or by pairs; stores also by halves
+    /// of a subgroup.
+    pub(super) fn twin(&self, var: &GlobalVariable, image: bool, halves: Option<Halves>) -> String {
         let (Some(name), Some(binding)) = (&var.name, &var.binding) else { return String::new() };
         let written =
             matches!(var.space, AddressSpace::Storage { access } if access.contains(StorageAccess::STORE));
         let mut text = String::new();
-        if let Some(pairs) = self.pairs.filter(|_| written || !image) {
+        if let Some(mut pairs) = self.pairs.filter(|_| written || !image) {
+            let mut by_halves = BY_HALVES;
+            if written && std::ptr::eq(pairs, &VEC4) && halves.is_some_and(|h| h.neighbours) {
+                (pairs, by_halves) = (&MAT2X4, OF_NEIGHBOURS);
+            }
             text += &PAIRS.replace("ELEMENT", pairs.element);
             text += if image { "" } else { pairs.load };
             text += if written { pairs.store } else { "" };
-            if let Some(half) = half.filter(|_| written) {
+            if let Some(halves) = halves.filter(|_| written) {
                 let [value, others] = pairs.value;
-                let by_halves = BY_HALVES.replace("VALUE", value).replace("OTHERS", others);
-                text += &by_halves.replace("HALF", &half.to_string());
+                let by_halves = by_halves.replace("VALUE", value).replace("OTHERS", others);
+                text += &by_halves.replace("HALF", &halves.lanes.to_string());
             }
         }
         if image {

@@ -95,6 +95,12 @@ impl Uses {
     }
 }
 
+/// Whether the constant of that name is there, and true.
+pub(super) fn holds(module: &Module, name: &str) -> bool {
+    let mut named = module.constants.iter().filter(|(_, c)| c.name.as_deref() == Some(name));
+    named.any(|(_, c)| module.global_expressions[c.init] == Expression::Literal(Literal::Bool(true)))
+}
+
 /// What a condition always is, where it is written down.
 pub(super) fn constant(module: &Module, f: &Function, condition: Handle<Expression>) -> Option<bool> {
     let expression = match f.expressions[condition] {

@@ -68,11 +68,14 @@ impl Variant {
         self.kernel.name != PLAIN.name
     }
 
-    pub(super) fn constants(&self, flags: &Flags, splits: u32) -> Constants {
+    /// Its constants, for a C of whole `pairs` of vec4 or for any.
+    pub(super) fn constants(&self, flags: &Flags, splits: u32, pairs: bool) -> Constants {
+        // So many lanes store by halves, where any do (gpu::twins). A turned tile has no neighbours: lanes are rows of C.
+        let neighbours = (pairs && self.lanes == 16 && !self.turned).then_some(("NEIGHBOURS", Constant::Bool(true)));
         let tile = self.constants.iter().map(|(name, value)| (*name, Constant::U32(*value)));
         let splits = self.splits().then_some(("SPLITS", Constant::U32(splits)));
         let turned = self.turned.then_some(("TURNED", Constant::Bool(true)));
-        tile.chain(splits).chain(turned).chain(flags.constants(self.turned)).collect()
+        tile.chain(splits).chain(turned).chain(neighbours).chain(flags.constants(self.turned)).collect()
     }
 }
 
@@ -167,10 +170,12 @@ fn variants_of(stem: &str) -> Vec<Constants> {
         let partial = Flags::partial();
         let members = VARIANTS.iter().filter(|v| v.kernel.name == stem);
         members
-            .flat_map(|v| {
+            .flat_map(|v| [false, true].map(|pairs| (v, pairs)))
+            .flat_map(|(v, pairs)| {
                 let splits = SPLITS.iter().filter(split).filter(|_| v.splits());
-                let once = whole.iter().map(|f| v.constants(f, 1));
-                once.chain(splits.flat_map(|s| partial.iter().map(|f| v.constants(f, *s)))).collect::<Vec<_>>()
+                let once = whole.iter().map(|f| v.constants(f, 1, pairs));
+                let parts = splits.flat_map(|s| partial.iter().map(move |f| v.constants(f, *s, pairs)));
+                once.chain(parts).collect::<Vec<_>>()
             })
             .collect()
     };

@@ -66,7 +66,7 @@ impl Product<'_> {
         let ends = Ends::new(epilogue, self.b, &nothing);
         let call = Call {
             kernel: variant.kernel,
-            constants: variant.constants(&self.flags, 1),
+            constants: variant.constants(&self.flags, 1, in_pairs(self.c)),
             label: self.label,
             params: ends.params(self.params(), self.replicas),
             tensors: &[
@@ -108,7 +108,7 @@ impl Product<'_> {
         let flags = Flags { row_sums: self.flags.row_sums, ..Flags::new(self.flags.form, &Epilogue::default()) };
         // Each part begins at a multiple of four k.
         let k_chunk = (self.k as u32).div_ceil(splits).next_multiple_of(4);
-        let (label, constants) = (name("parts"), variant.constants(&flags, splits));
+        let (label, constants) = (name("parts"), variant.constants(&flags, splits, in_pairs(&partial)));
         let call = Call {
             kernel: variant.kernel,
             constants,
@@ -158,6 +158,11 @@ impl Product<'_> {
             work: Work::new(0, partial.span() + self.c.span()),
         })
     }
+}
+
+/// Whether every row begins at an even vec4.
+fn in_pairs(c: &Tensor) -> bool {
+    c.row_stride.is_multiple_of(8) && c.replica_stride.is_multiple_of(8)
 }
 
 /// What the epilogue binds; where a variant does not use a binding, something that is there.
