@@ -14,7 +14,7 @@ params! {
 pub(super) const FLAGS: [[bool; 2]; 4] = [[false, false], [false, true], [true, false], [true, true]];
 
 /// Invocations of a workgroup where there are few groups of parameters, and where there are [`MANY`]: some drivers set up
-/// each workgroup anew (lavapipe), and all leave lanes of the last one idle.
+/// each workgroup anew (lavapipe), and all leave lanes of the last one idle, of many groups a sixteenth at most.
 const WORKGROUPS: [u32; 2] = [64, 256];
 const MANY: usize = 4_096;
 
